@@ -1,0 +1,184 @@
+-- Claims up to `max_jobs` ready jobs for the calling worker, lane by lane in the order given, each lane in the order
+-- of entry. `want`: {"lanes": [{"queue": "mail", "priority": 5}, ...], "max_jobs": 100, "free_slots": 100}.
+-- The first `free_slots` jobs begin with the claim (started_at is set and their expiry is over); the rest are only held.
+--
+-- Answers one row a job: lane (its index in `lanes`, from 0), its position there, and what is needed to run it. Each
+-- job returned has exactly one row in running, under a claim_id that is new and never repeats. A row without job_id is
+-- a note: extra {"again": true} says that jobs were met that this worker cannot run, so "nothing came" does not mean
+-- "nothing is there"; {"not_before": time} says that no claims are given out before then.
+--
+-- What cannot run does not stay in the way: an expired job ends as skipped, one whose definition is gone as failed, one
+-- whose task this worker does not know waits a little (as long as it is old, 1 to 60 s; nothing charged), and a ready
+-- row whose job is running already is dropped.
+--
+-- Locks: the picked ready rows, skipping those that another claim is taking. Durable whatever the role's default.
+-- The plan is pinned: one lane a query, by its index, whatever the statistics say.
+-- Errors: PGS02 this session is not the worker's, PGS03 the worker was rescued, PGS09 `want` is malformed.
+create or replace function claim(worker_id bigint, want jsonb)
+returns table (lane integer, "position" bigint, job_id bigint, claim_id bigint, attempt integer, task text, args jsonb, "timeout" interval, extra jsonb)
+language plpgsql security definer
+set search_path from current
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set jit = off
+set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+declare
+    me record;
+    a_lane record;
+    room integer := coalesce((want ->> 'max_jobs')::integer, 1);
+    slots integer := coalesce((want ->> 'free_slots')::integer, room);
+    t timestamptz := clock_timestamp();
+    jobs bigint[];
+    claims bigint[];
+    positions bigint[];
+    attempts integer[];
+    losses integer[];
+    expiries timestamptz[];
+    entered bigint;
+    given bigint;
+    swept boolean;
+    again boolean := false;
+begin
+    select * into me from session_of(worker_id);
+    perform force_durable();
+    if jsonb_typeof(want -> 'lanes') is distinct from 'array' or room < 0 or slots < 0 then
+        perform refuse('PGS09', 'claim: want must have an array "lanes", and "max_jobs" and "free_slots" of at least 0',
+            'For example {"lanes": [{"queue": "mail", "priority": 5}], "max_jobs": 10}.');
+    end if;
+    if t < me.not_before then
+        return query select null::integer, null::bigint, null::bigint, null::bigint, null::integer, null::text, null::jsonb,
+            null::interval, jsonb_build_object('not_before', me.not_before);
+        return;
+    end if;
+    for a_lane in
+        select (l.n - 1)::integer as n, l.lane ->> 'queue' as queue, (l.lane ->> 'priority')::smallint as priority
+        from jsonb_array_elements(want -> 'lanes') with ordinality l (lane, n)
+    loop
+        exit when room <= 0;
+        -- (The probe spares an empty lane the start of the larger statement.)
+        continue when not exists (select from ready where queue = a_lane.queue and priority = a_lane.priority);
+        with picked as (
+            delete from ready
+            where ctid = any (array(
+                select ctid from ready
+                where queue = a_lane.queue and priority = a_lane.priority
+                order by "position"
+                limit room
+                for update skip locked))
+            returning "position", job_id, queue, expires_at, attempt + 1 as attempt, lost_attempts,
+                (me.epoch << 44) | nextval('claim_number') as claim_id
+        ),
+        in_order as materialized (
+            select p.*, row_number() over () as n from (select * from picked order by "position") p
+        ),
+        entered as (
+            insert into running (job_id, claim_id, attempt, lost_attempts, worker_id, session_no, queue, expires_at, claimed_at, started_at)
+            select job_id, claim_id, attempt, lost_attempts, $1, me.session_no, queue,
+                case when n > slots then expires_at end, t, case when n <= slots then t end
+            from in_order
+            on conflict (job_id) do nothing
+            returning 1
+        )
+        select array_agg(job_id), array_agg(claim_id), array_agg("position"), array_agg(attempt), array_agg(lost_attempts),
+            array_agg(expires_at), (select count(*) from entered)
+        into jobs, claims, positions, attempts, losses, expiries, entered
+        from in_order;
+        continue when jobs is null;
+        swept := entered < cardinality(jobs) or coalesce(t >= any (expiries), false);
+        if swept then
+            perform drop_unrunnable(me.tasks, t, jobs, claims, expiries);
+        end if;
+        -- Whether the definition is there and the task known is asked by the same look-up that fetches the arguments;
+        -- what drop_unrunnable() has moved is out of running and left out here.
+        return query
+        select a_lane.n, u."position", u.job_id, u.claim_id, u.attempt, j.task, j.args, j.timeout,
+            case when u.lost_attempts > 0 then jsonb_build_object('lost_attempts', u.lost_attempts) end
+        from unnest(positions, jobs, claims, attempts, losses) u ("position", job_id, claim_id, attempt, lost_attempts)
+            join job j on j.id = u.job_id
+        where (me.tasks is null or j.task = any (me.tasks))
+            and (not swept or exists (select from running r where r.job_id = u.job_id and r.claim_id = u.claim_id));
+        get diagnostics given = row_count;
+        if not swept and given < cardinality(jobs) then
+            perform drop_unrunnable(me.tasks, t, jobs, claims, expiries);
+        end if;
+        again := again or given < cardinality(jobs);
+        room := room - given;
+        slots := greatest(0, slots - given)::integer;
+    end loop;
+    if again then
+        return query select null::integer, null::bigint, null::bigint, null::bigint, null::integer, null::text, null::jsonb,
+            null::interval, jsonb_build_object('again', true);
+    end if;
+end
+$$;
+comment on function claim(bigint, jsonb) is 'Claims ready jobs for the calling worker, best first.';
+
+-- Moves out of running what a claim has just met and cannot hand out (see claim). `t` is the claim's time.
+create or replace function drop_unrunnable(known_tasks text[], t timestamptz, jobs bigint[], claims bigint[], expiries timestamptz[]) returns void
+language plpgsql
+set search_path from current
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set jit = off
+set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+declare
+    doubled bigint[];
+begin
+    select array_agg(u.job_id) into doubled
+    from unnest(jobs, claims) u (job_id, claim_id)
+    where not exists (select from running r where r.job_id = u.job_id and r.claim_id = u.claim_id);
+    if doubled is not null then
+        raise log 'pgsched: % were in ready although they are running; the ready rows are dropped', doubled;
+    end if;
+
+    with expired as (
+        delete from running r
+        using unnest(jobs, claims, expiries) u (job_id, claim_id, expires_at)
+        where r.job_id = u.job_id and r.claim_id = u.claim_id and u.expires_at <= t
+        returning r.job_id, r.queue, r.attempt
+    ), ended as (
+        insert into finished (job_id, queue, state, reason, attempt, finished_at)
+        select job_id, queue, 'skipped', 'expired', attempt - 1, t from expired
+        on conflict (job_id) do nothing
+    )
+    delete from job_key where job_id = any (array(select job_id from expired));
+
+    with gone as (
+        delete from running r
+        using unnest(jobs, claims) u (job_id, claim_id)
+        where r.job_id = u.job_id and r.claim_id = u.claim_id and not exists (select from job j where j.id = u.job_id)
+        returning r.job_id, r.claim_id, r.queue, r.attempt, r.worker_id
+    ), logged as (
+        insert into attempt_log (job_id, claim_id, attempt, state, error, worker_id, ended_at)
+        select job_id, claim_id, attempt, 'failed', 'its definition is gone from the table job', worker_id, t from gone
+    ), ended as (
+        insert into finished (job_id, queue, state, reason, claim_id, attempt, worker_id, finished_at)
+        select job_id, queue, 'failed', 'its definition is gone from the table job', claim_id, attempt, worker_id, t from gone
+        on conflict (job_id) do nothing
+    )
+    delete from job_key where job_id = any (array(select job_id from gone));
+
+    with unknown as (
+        delete from running r
+        using unnest(jobs, claims, expiries) u (job_id, claim_id, expires_at), job j
+        where r.job_id = u.job_id and r.claim_id = u.claim_id and j.id = u.job_id and not j.task = any (known_tasks)
+        returning r.job_id, r.queue, u.expires_at, r.attempt, r.lost_attempts, j.created_at
+    )
+    insert into waiting (job_id, queue, reason, run_at, expires_at, attempt, lost_attempts)
+    select job_id, queue, 'unknown_task', t + least(interval '60 s', greatest(interval '1 s', t - created_at)),
+        expires_at, attempt - 1, lost_attempts
+    from unknown
+    on conflict (job_id) do nothing;
+end
+$$;
+comment on function drop_unrunnable(text[], timestamptz, bigint[], bigint[], timestamptz[]) is 'Moves out of running what a claim met and cannot hand out (internal).';

@@ -1,0 +1,246 @@
+-- Enqueues jobs: all of them or, with an error, none. `jobs` is an array of objects with the fields of the type new_job:
+-- task and queue must be given; args ({}), priority (5) and max_attempts (1) have defaults; run_at or delay_s says when
+-- (else at once), expires_at when it is too late, timeout_s how long an attempt may take.
+-- Answers their ids in the order of input. A job whose unique_key is taken is not made: the answer is its holder's id.
+-- `notify` false makes no NOTIFY (it cannot be part of PREPARE TRANSACTION); workers then find the jobs when they poll.
+--
+-- It inserts only rows of its own, in the caller's transaction, and waits for nobody's open transaction, unique keys
+-- aside: those are taken in sorted order, and waited for as long as lock_timeout says, at most 5 s.
+-- Errors: PGS05 a value is refused (the message names the job, the field and the rule), PGS06 arguments too large,
+-- PGS09 `jobs` is no array, PGS10 a key changes hands again and again, 55P03 a key is held by an open transaction.
+create or replace function enqueue_many(jobs jsonb, notify boolean default true) returns setof bigint
+language plpgsql security definer
+set search_path from current
+as $$
+declare
+    t timestamptz := clock_timestamp();
+    given new_job[];
+    ids bigint[];
+    answers bigint[];
+    woken text[];
+begin
+    if jsonb_typeof(jobs) is distinct from 'array' then
+        perform refuse('PGS09', 'enqueue_many: jobs must be an array of objects', 'For example [{"task": "send", "queue": "mail"}].');
+    end if;
+    given := read_jobs(jobs);
+    if given is null then
+        return;
+    end if;
+    perform check_jobs(given, t);
+    ids := array(select nextval('job_id_seq') from generate_series(1, cardinality(given)));
+    answers := ids;
+    if exists (select from unnest(given) g where g.unique_key is not null) then
+        answers := take_keys(given, ids);
+    end if;
+
+    insert into job (id, task, queue, priority, args, secret, max_attempts, timeout, expires_at, tags, metadata, unique_key, created_at)
+    select ids[g.ordinality], g.task, g.queue, coalesce(g.priority, 5), coalesce(g.args, '{}'), g.secret, coalesce(g.max_attempts, 1),
+        make_interval(secs => g.timeout_s), g.expires_at, g.tags, g.metadata, g.unique_key, t
+    from unnest(given) with ordinality g
+    where ids[g.ordinality] = answers[g.ordinality];
+
+    insert into waiting (job_id, queue, reason, run_at, expires_at)
+    select ids[g.ordinality], g.queue, 'scheduled', coalesce(g.run_at, t + seconds(g.delay_s)), g.expires_at
+    from unnest(given) with ordinality g
+    where ids[g.ordinality] = answers[g.ordinality] and (g.run_at > t or g.delay_s > 0);
+
+    with entered as (
+        insert into ready (queue, priority, job_id, expires_at)
+        select g.queue, coalesce(g.priority, 5), ids[g.ordinality], g.expires_at
+        from unnest(given) with ordinality g
+        where ids[g.ordinality] = answers[g.ordinality] and not coalesce(g.run_at > t or g.delay_s > 0, false)
+        returning queue
+    )
+    select array_agg(distinct queue) into woken from entered;
+    if notify then
+        perform wake(woken);
+    end if;
+    return query select unnest(answers);
+end
+$$;
+comment on function enqueue_many(jsonb, boolean) is 'Enqueues an array of jobs, all or none; answers their ids in the order of input.';
+
+-- Enqueues one job; answers its id, or the id of the job that holds its unique key. See enqueue_many.
+create or replace function enqueue(
+    task text,
+    args jsonb default '{}',
+    queue text default null,
+    priority integer default 5,
+    run_at timestamptz default null,
+    delay interval default null,
+    expires_at timestamptz default null,
+    max_attempts integer default 1,
+    "timeout" interval default null,
+    tags text[] default null,
+    metadata jsonb default null,
+    unique_key text default null,
+    secret text[] default null,
+    notify boolean default true
+) returns bigint
+language plpgsql security definer
+set search_path from current
+as $$
+begin
+    return (
+        select id from enqueue_many(jsonb_build_array(jsonb_build_object(
+            'task', task, 'args', args, 'queue', queue, 'priority', priority, 'run_at', run_at,
+            'delay_s', extract(epoch from delay), 'expires_at', expires_at, 'max_attempts', max_attempts,
+            'timeout_s', extract(epoch from "timeout"), 'tags', tags, 'metadata', metadata, 'unique_key', unique_key,
+            'secret', secret)), notify) id);
+end
+$$;
+comment on function enqueue(text, jsonb, text, integer, timestamptz, interval, timestamptz, integer, interval, text[], jsonb, text, text[], boolean)
+    is 'Enqueues one job; answers its id, or the id of the job that holds its unique key.';
+
+-- Reads the array of enqueue_many; null where it is empty. A value of the wrong type is refused by job, field and value.
+create or replace function read_jobs(jobs jsonb) returns new_job[]
+language plpgsql stable
+set search_path from current
+as $$
+declare
+    fields constant text[] := array['task', 'args', 'queue', 'priority', 'run_at', 'delay_s', 'expires_at', 'max_attempts',
+        'timeout_s', 'tags', 'metadata', 'unique_key', 'secret'];
+    odd record;
+    field text;
+begin
+    select j.n, j.job into odd
+    from jsonb_array_elements(jobs) with ordinality j (job, n)
+    where jsonb_typeof(j.job) <> 'object' or j.job - fields <> '{}'
+    limit 1;
+    if found then
+        perform refuse('PGS05', case
+            when jsonb_typeof(odd.job) <> 'object' then format('job %s is a JSON %s, it must be an object', odd.n, jsonb_typeof(odd.job))
+            else format('job %s has unknown fields: %s', odd.n, (select string_agg(k, ', ') from jsonb_object_keys(odd.job - fields) k))
+            end, 'The fields are ' || array_to_string(fields, ', ') || '.');
+    end if;
+    begin
+        return (select array_agg(j) from jsonb_populate_recordset(null::new_job, jobs) j);
+    exception when data_exception or program_limit_exceeded then
+        for odd in select j.n, j.job from jsonb_array_elements(jobs) with ordinality j (job, n) loop
+            foreach field in array fields loop
+                begin
+                    perform jsonb_populate_record(null::new_job, jsonb_build_object(field, odd.job -> field));
+                exception when data_exception or program_limit_exceeded then
+                    perform refuse('PGS05', format('job %s: %s is %s: %s', odd.n, field, left((odd.job -> field)::text, 200), sqlerrm));
+                end;
+            end loop;
+        end loop;
+        raise;
+    end;
+end
+$$;
+comment on function read_jobs(jsonb) is 'Reads the array of enqueue_many, or names what in it cannot be read (internal).';
+
+-- Refuses the first job with a value that may not be, by name.
+create or replace function check_jobs(given new_job[], t timestamptz) returns void
+language plpgsql stable
+set search_path from current
+as $$
+declare
+    max_bytes constant bigint := (select (value #>> '{}')::bigint from setting where name = 'max_args_bytes');
+    earliest constant timestamptz := '0001-01-01 00:00+00';
+    latest constant timestamptz := '9999-01-01 00:00+00';
+    bad record;
+begin
+    select * into bad
+    from (
+        select g.*, case
+            when g.task is null or length(g.task) not between 1 and 200
+                then format('task is %s: a task''s name has 1 to 200 characters', shown(g.task))
+            when g.queue is null
+                then 'queue is missing: name the queue (in Python it is the App''s name unless one is given)'
+            when length(g.queue) not between 1 and 100
+                then format('queue is %s: a queue''s name has 1 to 100 characters', shown(g.queue))
+            when g.priority not between 0 and 9
+                then format('priority is %s: it is a number from 0 (first) to 9', g.priority)
+            when jsonb_typeof(g.args) <> 'object'
+                then format('args is a JSON %s: it must be an object keyed by parameter name', jsonb_typeof(g.args))
+            when g.max_attempts < 1
+                then format('max_attempts is %s: it must be at least 1', g.max_attempts)
+            when g.run_at is not null and g.delay_s is not null
+                then 'run_at and delay are both given: give one'
+            when g.run_at < earliest or g.run_at >= latest
+                then format('run_at is %s: it must lie in the years 1 to 9998', g.run_at)
+            when g.delay_s < 0 or g.delay_s > 3155760000 or g.delay_s = 'NaN'
+                then format('delay is %s s: it must lie between 0 and 100 years', g.delay_s)
+            when g.expires_at < earliest or g.expires_at >= latest
+                then format('expires_at is %s: it must lie in the years 1 to 9998', g.expires_at)
+            when g.expires_at <= coalesce(g.run_at, t + seconds(g.delay_s)) and (g.run_at is not null or g.delay_s > 0)
+                then format('expires_at is %s, not after run_at %s: it could never run', g.expires_at, coalesce(g.run_at, t + seconds(g.delay_s)))
+            when g.timeout_s <= 0 or g.timeout_s > 3155760000 or g.timeout_s = 'NaN'
+                then format('timeout is %s s: it must lie between 0 (not included) and 100 years', g.timeout_s)
+            when array_position(g.tags, null) is not null
+                then 'tags has a null in it: each tag is a text'
+            when array_position(g.secret, null) is not null
+                then 'secret has a null in it: each is the name of an argument'
+            when jsonb_typeof(g.metadata) <> 'object'
+                then format('metadata is a JSON %s: it must be an object', jsonb_typeof(g.metadata))
+            when length(g.unique_key) not between 1 and 500
+                then format('unique_key is %s: it has 1 to 500 characters', shown(g.unique_key))
+            when pg_column_size(g.args) > max_bytes or pg_column_size(g.metadata) > max_bytes
+                then ''
+            end as problem
+        from unnest(given) with ordinality g
+    ) g
+    where g.problem is not null
+    limit 1;
+    if bad.problem = '' then
+        perform refuse('PGS06', format('job %s (task "%s"): its %s takes %s bytes, the limit is %s', bad.ordinality, left(bad.task, 200),
+            case when pg_column_size(bad.args) > max_bytes then 'args' else 'metadata' end,
+            greatest(pg_column_size(bad.args), pg_column_size(bad.metadata)), max_bytes),
+            'Store large data elsewhere and pass its name, or raise the setting max_args_bytes.');
+    elsif bad.problem is not null then
+        perform refuse('PGS05', format('job %s (task %s): %s', bad.ordinality, shown(bad.task), bad.problem));
+    end if;
+end
+$$;
+comment on function check_jobs(new_job[], timestamptz) is 'Refuses the first job with a value that may not be (internal).';
+
+-- A text for an error message: quoted, and cut where it is long.
+create or replace function shown(value text) returns text
+language sql immutable
+set search_path from current
+as $$
+select case when value is null then 'null'
+    when length(value) > 60 then format('"%s..." (%s characters)', left(value, 60), length(value))
+    else format('"%s"', value) end
+$$;
+comment on function shown(text) is 'A text for an error message, cut where it is long (internal).';
+
+-- Takes the unique keys of new jobs. Answers, for each job in order, its own id where it may be made, else its key's holder.
+-- Keys are taken in sorted order, so that two callers cannot deadlock.
+create or replace function take_keys(given new_job[], ids bigint[]) returns bigint[]
+language plpgsql
+set search_path from current
+as $$
+declare
+    answers bigint[];
+    patience constant text := current_setting('lock_timeout');
+begin
+    if patience::interval = '0' or patience::interval > '5s' then
+        perform set_config('lock_timeout', '5s', true);
+    end if;
+    for attempt in 1..20 loop
+        insert into job_key (task, unique_key, job_id)
+        select g.task, g.unique_key, ids[g.ordinality]
+        from unnest(given) with ordinality g
+        where g.unique_key is not null and (answers is null or answers[g.ordinality] is null)
+        order by g.task, g.unique_key, g.ordinality
+        on conflict (task, unique_key) do nothing;
+        -- A new statement: it sees the holder that the insert met. He may have gone meanwhile: then once more.
+        answers := array(
+            select case when g.unique_key is null then ids[g.ordinality] else coalesce(answers[g.ordinality], k.job_id) end
+            from unnest(given) with ordinality g
+                left join job_key k on k.task = g.task and k.unique_key = g.unique_key
+            order by g.ordinality);
+        exit when array_position(answers, null) is null;
+    end loop;
+    perform set_config('lock_timeout', patience, true);
+    if array_position(answers, null) is not null then
+        perform refuse('PGS10', format('the unique key %s of task %s changed hands again and again',
+            shown((given[array_position(answers, null)]).unique_key), shown((given[array_position(answers, null)]).task)), 'Try again.');
+    end if;
+    return answers;
+end
+$$;
+comment on function take_keys(new_job[], bigint[]) is 'Takes unique keys, or answers who holds them (internal).';

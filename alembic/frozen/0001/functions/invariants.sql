@@ -1,0 +1,68 @@
+-- Every violation of what must always hold, one row each: none, always. STABLE, so that all of it reads one snapshot
+-- (otherwise a job on its way from one table to the next would be seen in none). It reads every table whole.
+create or replace function check_invariants() returns table (invariant text, job_id bigint, detail text)
+language sql stable security definer
+set search_path from current
+as $$
+with place as (
+    select job_id, 'waiting' as location, queue from waiting
+    union all select job_id, 'ready', queue from ready
+    union all select job_id, 'running', queue from running
+    union all select job_id, 'finished', queue from finished
+), placed as (
+    select job_id, count(*) as n, string_agg(location, ', ') as locations, min(queue) as queue from place group by job_id
+)
+select 'a job is in exactly one state table', j.id, 'in ' || coalesce(p.locations, 'none')
+from job j left join placed p on p.job_id = j.id
+where p.n is distinct from 1
+union all
+select 'a job that has not ended has its definition', p.job_id, 'in ' || p.locations
+from placed p
+where p.locations <> 'finished' and not exists (select from job j where j.id = p.job_id)
+union all
+select 'a state row says the queue of its definition', p.job_id, format('%s, not %s', p.queue, j.queue)
+from placed p join job j on j.id = p.job_id
+where p.n = 1 and p.queue <> j.queue
+union all
+select 'a ready row says the priority of its definition', r.job_id, format('%s, not %s', r.priority, j.priority)
+from ready r join job j on j.id = r.job_id
+where r.priority <> j.priority
+union all
+select 'a job that has not ended holds its unique key', j.id, j.unique_key
+from job j
+where j.unique_key is not null and not exists (select from finished f where f.job_id = j.id)
+    and not exists (select from job_key k where k.job_id = j.id and k.task = j.task and k.unique_key = j.unique_key)
+union all
+select 'a unique key is held by a job that has not ended', k.job_id, k.unique_key
+from job_key k
+where not exists (select from job j where j.id = k.job_id) or exists (select from finished f where f.job_id = k.job_id)
+union all
+select 'a claim ends once', a.job_id, format('claim %s is in attempt_log and in running', a.claim_id)
+from attempt_log a join running r on r.job_id = a.job_id and r.claim_id = a.claim_id
+union all
+select 'a claim that ended without a success is in attempt_log', f.job_id, format('claim %s', f.claim_id)
+from finished f
+where f.state <> 'succeeded' and f.claim_id is not null
+    and not exists (select from attempt_log a where a.job_id = f.job_id and a.claim_id = f.claim_id)
+union all
+select 'a job is claimed by its fence: claims only grow', a.job_id, format('claim %s ended before, now %s', a.claim_id, r.claim_id)
+from attempt_log a join running r on r.job_id = a.job_id
+where a.claim_id >= r.claim_id
+union all
+select 'a job waits, ready or not, within its retry budget', x.job_id, format('attempt %s of %s', x.attempt, j.max_attempts)
+from (select job_id, attempt from waiting union all select job_id, attempt from ready) x join job j on j.id = x.job_id
+where x.attempt >= j.max_attempts
+union all
+select 'ids come from the sequence', max(j.id), format('job_id_seq stands at %s', (select last_value from job_id_seq))
+from job j
+having max(j.id) > (select last_value from job_id_seq)
+union all
+select 'positions come from the sequence', null, format('ready_position_seq stands at %s, position %s is there', (select last_value from ready_position_seq), max(r."position"))
+from ready r
+having max(r."position") > (select last_value from ready_position_seq)
+union all
+select 'claims come from the sequence', null, format('claim_number stands at %s, claim %s is there', (select last_value from claim_number), max(r.claim_id))
+from running r
+having max(r.claim_id & ((1::bigint << 44) - 1)) > (select last_value from claim_number)
+$$;
+comment on function check_invariants() is 'Every violation of what must always hold; none, always.';

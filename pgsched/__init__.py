@@ -1,0 +1,90 @@
+"""pgsched: a Postgres-native work queue and scheduler.
+
+The protocol, in prose. Postgres is the only server, and everything that must be right is decided there, in one
+transaction; Python carries it out.
+
+*State is location.* A job's definition is one row of `job` that never changes. Where the job stands is told by the one
+small table that holds its row: `waiting`, `ready`, `running` or `finished`. Every transition is one statement that
+deletes here and inserts there, so a job cannot be in two states, and cannot be in none.
+
+*A claim has a number.* `claim` takes rows of `ready` by `FOR UPDATE SKIP LOCKED` and puts each into `running` under a
+claim id that is new every time, never repeats, and only grows: the fence. Only the worker that claimed it, presenting
+that number, can end the claim, so each claim ends exactly once; a report that comes too late changes nothing and is told
+so (`stale`), and one whose answer was lost can be sent again (`already`).
+
+*A worker's life is a session.* Each of its sessions holds an advisory lock of its own, the worker's id, in shared mode.
+That the lock can be taken exclusively proves that Postgres has ended everything the worker had sent. Together with the
+word of whoever reaped the process it is the ground on which a dead worker's jobs are put back.
+
+*What nobody can promise.* A handler's effects outside Postgres happen at least once: a worker can die after the effect
+and before its report. `current_job().fence` is the token by which another system can refuse the older of two.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from pgsched.app import App
+from pgsched.calls import JobInfo
+from pgsched.context import JobContext, current_job
+from pgsched.errors import (
+    AccessError,
+    ArgumentsError,
+    ArgumentsTooLarge,
+    ConnectError,
+    DatabaseError,
+    EmbeddedPostgresError,
+    InvalidCall,
+    InvalidJob,
+    KeyContended,
+    NoSession,
+    NotAdopted,
+    PgschedError,
+    ProtocolMismatch,
+    ReadOnlyServer,
+    SchemaError,
+    StaleClaim,
+    TaskError,
+    UsageError,
+    WorkerAlive,
+    WorkerRescued,
+)
+from pgsched.job import Job
+from pgsched.retry import Exponential
+from pgsched.task import BoundTask, Enqueuer, Task
+
+try:
+    __version__ = version("pgsched")
+except PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "AccessError",
+    "App",
+    "ArgumentsError",
+    "ArgumentsTooLarge",
+    "BoundTask",
+    "ConnectError",
+    "DatabaseError",
+    "EmbeddedPostgresError",
+    "Enqueuer",
+    "Exponential",
+    "InvalidCall",
+    "InvalidJob",
+    "Job",
+    "JobContext",
+    "JobInfo",
+    "KeyContended",
+    "NoSession",
+    "NotAdopted",
+    "PgschedError",
+    "ProtocolMismatch",
+    "ReadOnlyServer",
+    "SchemaError",
+    "StaleClaim",
+    "Task",
+    "TaskError",
+    "UsageError",
+    "WorkerAlive",
+    "WorkerRescued",
+    "__version__",
+    "current_job",
+]

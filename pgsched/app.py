@@ -1,0 +1,194 @@
+"""The App: the door that registers an application's tasks and sends what it enqueues."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
+from itertools import islice
+from typing import Any, ParamSpec, TypeVar, overload
+
+from pgsched.client import Client
+from pgsched.context import JobContext
+from pgsched.errors import TaskError, UsageError
+from pgsched.job import Job
+from pgsched.retry import Exponential
+from pgsched.run import AsyncConnection, Connection, arun, run
+from pgsched.task import AnyTask, BoundTask, Options, Task, TaskDecorator
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Lifespan = Callable[[], AsyncIterator[Any]]
+Middleware = Callable[[JobContext, Callable[[], Awaitable[Any]]], Awaitable[Any]]
+
+_CHUNK_BYTES = 32 * 1024 * 1024
+
+
+class App:
+    """One application: its tasks, and the database that its jobs are in.
+
+    name     1 to 100 characters; also the queue that its jobs go to unless a task or a call says otherwise
+    dsn      a libpq string or URL; else the variable PGSCHED_DSN; else libpq's own variables. "embedded" starts a Postgres
+             of its own on this machine, for development
+    schema   the schema that `pgsched migrate` made
+    timeout  how long an attempt of its tasks may take unless the task says otherwise; None: as long as it needs
+
+    Nothing is opened before the first call. Raises `UsageError` for a name that cannot be a queue.
+    """
+
+    def __init__(
+        self, name: str, *, dsn: str | None = None, schema: str = "pgsched", timeout: timedelta | None = None
+    ) -> None:
+        if not isinstance(name, str) or not 1 <= len(name) <= 100:
+            raise UsageError(f"App: its name is {name!r:.80}; it is also a queue's name: a text of 1 to 100 characters")
+        self.name = name
+        self.client = Client(dsn, schema)
+        self.tasks: dict[str, AnyTask] = {}
+        self.middlewares: list[Middleware] = []
+        self.make_state: Callable[[], AbstractAsyncContextManager[Any]] | None = None
+        self._timeout = timeout
+
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, Coroutine[Any, Any, R], R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R, R]: ...
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        retry: Exponential | None = None,
+        timeout: timedelta | None = None,
+        secret: Iterable[str] = (),
+    ) -> TaskDecorator: ...
+    def task(
+        self,
+        function: Any = None,
+        *,
+        name: str | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        retry: Exponential | None = None,
+        timeout: timedelta | None = None,
+        secret: Iterable[str] = (),
+    ) -> Any:
+        """Make a task of a function, `async def` or `def`: `@app.task` or `@app.task(...)`.
+
+        name      how it is stored; else the function's qualified name without the module (which differs between
+                  `python producer.py` and a worker)
+        queue, priority   for its jobs, unless a call says otherwise
+        retry     what happens after a failed attempt; without it a job has one
+        timeout   how long one attempt may take
+        secret    names of parameters that are shown masked (they are stored in the clear)
+
+        Raises `TaskError` for a doubled name, or a signature whose arguments cannot be stored by name.
+        """
+        if retry is not None and not isinstance(retry, Exponential):
+            raise TaskError(
+                f"@task: retry is {retry!r}; it must be a policy such as pgsched.Exponential(max_attempts=5)"
+            )
+        defaults = Options(
+            queue=queue,
+            priority=priority,
+            max_attempts=retry.max_attempts if retry else None,
+            timeout=timeout or self._timeout,
+        )
+        decorator = TaskDecorator(self, name, defaults, retry, (secret,) if isinstance(secret, str) else tuple(secret))
+        return decorator if function is None else decorator(function)
+
+    def register(self, task: Task[P, Any, R]) -> Task[P, Any, R]:
+        """Add a task. Raises `TaskError` when another one has its name."""
+        if task.name in self.tasks:
+            raise TaskError(
+                f'two tasks of App "{self.name}" are named "{task.name}": {_where(self.tasks[task.name])} and {_where(task)}; '
+                "give one of them name="
+            )
+        self.tasks[task.name] = task
+        return task
+
+    def lifespan(self, function: Lifespan) -> Lifespan:
+        """Register what a worker opens once and closes at its end: an async generator that yields `current_job().state`."""
+        self.make_state = asynccontextmanager(function)
+        return function
+
+    def middleware(self, function: Middleware) -> Middleware:
+        """Register a coroutine `(job, run)` around every job: it must await `run()` and return what that returns."""
+        self.middlewares.append(function)
+        return function
+
+    def enqueue_many(
+        self, jobs: Iterable[BoundTask[Any]], *, connection: Connection | None = None, notify: bool = True
+    ) -> list[Job[Any]]:
+        """Enqueue many jobs, all or none, in the order given: `app.enqueue_many(send.bind(i) for i in rows)`.
+
+        In the transaction of `connection` if one is given, else in one of its own. Raises as `Task.enqueue`.
+        """
+        if connection is not None:
+            return self._jobs([run(connection, self.client.calls.enqueue_many(c, notify)) for c in _chunks(jobs)])
+        texts = list(_chunks(jobs))
+        if len(texts) <= 1:
+            return self._jobs(
+                [
+                    self.client.run(self.client.calls.enqueue_many(c, notify), "enqueue_many", "aenqueue_many")
+                    for c in texts
+                ]
+            )
+        with self.client.transaction("enqueue_many", "aenqueue_many") as own:
+            return self._jobs([run(own, self.client.calls.enqueue_many(c, notify)) for c in texts])
+
+    async def aenqueue_many(
+        self, jobs: Iterable[BoundTask[Any]], *, connection: AsyncConnection | None = None, notify: bool = True
+    ) -> list[Job[Any]]:
+        """`enqueue_many` in an event loop."""
+        if connection is not None:
+            return self._jobs(
+                [await arun(connection, self.client.calls.enqueue_many(c, notify)) for c in _chunks(jobs)]
+            )
+        texts = list(_chunks(jobs))
+        if len(texts) <= 1:
+            return self._jobs([await self.client.arun(self.client.calls.enqueue_many(c, notify)) for c in texts])
+        async with self.client.atransaction() as own:
+            return self._jobs([await arun(own, self.client.calls.enqueue_many(c, notify)) for c in texts])
+
+    def run_worker(self, **options: Any) -> int:
+        """Run a worker in this process until it is told to stop (SIGTERM, SIGINT); its exit code.
+
+        The options are those of `pgsched.worker.Settings`. For many processes and restarts use `pgsched worker`.
+        """
+        from pgsched.worker import run_worker
+
+        return run_worker(self, **options)
+
+    def close(self) -> None:
+        """Close what the App has opened for synchronous calls."""
+        self.client.close()
+
+    async def aclose(self) -> None:
+        """Close what the App has opened in this event loop, and the rest."""
+        await self.client.aclose()
+
+    def _jobs(self, ids: list[list[int]]) -> list[Job[Any]]:
+        return [Job(job_id, self.client) for chunk in ids for job_id in chunk]
+
+
+def _chunks(jobs: Iterable[BoundTask[Any]]) -> Iterator[str]:
+    """JSON arrays of at most about 32 MB each: a jsonb array ends at 256 MB."""
+    source = iter(jobs)
+    texts: list[str] = []
+    size = 0
+    while batch := [job.text for job in islice(source, 1000)]:
+        texts += batch
+        size += sum(map(len, batch))
+        if size > _CHUNK_BYTES:
+            yield f"[{','.join(texts)}]"
+            texts, size = [], 0
+    if texts:
+        yield f"[{','.join(texts)}]"
+
+
+def _where(task: AnyTask) -> str:
+    code = task.function.__code__
+    return f"{code.co_filename}:{code.co_firstlineno}"

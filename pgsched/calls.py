@@ -1,0 +1,227 @@
+"""Every operation on the database as a value: the SQL, its parameters, and how its answer is read.
+
+Nothing here sends anything; `run.py` does, in a synchronous connection, an asynchronous one, or the caller's own
+transaction. So sync and async cannot differ, and the list below is the whole of what Python asks of the schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Generic, TypeVar
+
+from psycopg import sql
+
+T = TypeVar("T")
+Rows = list[tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One statement: `text` has a `%(name)s` for each of `params`; `read` makes the answer of its rows."""
+
+    text: str
+    params: Mapping[str, Any]
+    read: Callable[[Rows], T]
+    schema: str
+
+
+class Calls:
+    """The operations, for one schema."""
+
+    def __init__(self, schema: str = "pgsched") -> None:
+        self.schema = schema
+        self._prefix = sql.Identifier(schema).as_string(None) + "."
+
+    def _call(self, text: str, read: Callable[[Rows], T], **params: Any) -> Call[T]:
+        return Call(text.replace("@", self._prefix), params, read, self.schema)
+
+    # Anyone
+
+    def protocol(self) -> Call[int]:
+        """The protocol number that the schema speaks."""
+        return self._call("select @protocol()", _scalar)
+
+    def enqueue_many(self, jobs: str, notify: bool = True) -> Call[list[int]]:
+        """Enqueue the JSON array `jobs`; the ids in input order."""
+        return self._call("select @enqueue_many(%(jobs)s::jsonb, %(notify)s)", _column, jobs=jobs, notify=notify)
+
+    # People
+
+    def job(self, job_id: int) -> Call[dict[str, Any] | None]:
+        """One row of the view jobs as a dict, or None."""
+        return self._call(
+            "select to_jsonb(j) from @jobs j where id = %(id)s", lambda rows: rows[0][0] if rows else None, id=job_id
+        )
+
+    def attempts(self, job_id: int) -> Call[list[dict[str, Any]]]:
+        """The attempts of a job that ended without a success, oldest first."""
+        return self._call(
+            "select to_jsonb(e) from @job_errors e where job_id = %(id)s order by claim_id", _column, id=job_id
+        )
+
+    def list_jobs(
+        self, state: str | None, queue: str | None, task: str | None, before_id: int | None, limit: int
+    ) -> Call[list[dict[str, Any]]]:
+        """The newest jobs by state, queue and task."""
+        return self._call(
+            "select to_jsonb(l) from @list_jobs(%(state)s, %(queue)s, %(task)s, %(before)s, %(limit)s) l",
+            _column,
+            state=state,
+            queue=queue,
+            task=task,
+            before=before_id,
+            limit=limit,
+        )
+
+    def queues(self) -> Call[list[dict[str, Any]]]:
+        """The view queues."""
+        return self._call("select to_jsonb(q) from @queues q order by queue", _column)
+
+    def workers(self, all_: bool = False) -> Call[list[dict[str, Any]]]:
+        """The view workers: those that live or fell silent, or all that the table knows."""
+        return self._call(
+            "select to_jsonb(w) from @workers w where %(all)s or state in ('alive', 'silent') order by attached_at",
+            _column,
+            all=all_,
+        )
+
+    def violations(self) -> Call[list[dict[str, Any]]]:
+        """What check_invariants() finds: nothing, always."""
+        return self._call("select to_jsonb(v) from @check_invariants() v", _column)
+
+    # Operators
+
+    def prune(self, older_than: timedelta, n: int) -> Call[int]:
+        """Remove up to n jobs that ended longer ago; how many went, -1 when somebody else prunes now."""
+        return self._call("select @prune(%(older_than)s, %(n)s)", _scalar, older_than=older_than, n=n)
+
+    def grant_access(self, role: str, level: str) -> Call[None]:
+        """Let a role use what its level may use."""
+        return self._call("select @grant_access(%(role)s, %(level)s)", _nothing, role=role, level=level)
+
+    def adopt(self) -> Call[int]:
+        """Make this database the home of its queue; the new epoch."""
+        return self._call("select @adopt()", _scalar)
+
+    def worker_named(self, name: str) -> Call[list[int]]:
+        """The ids of the workers of this name whose life is not over."""
+        return self._call(
+            "select id from @workers where name = %(name)s and state in ('alive', 'silent')", _column, name=name
+        )
+
+    def rescue(self, worker_id: int, begun: Sequence[int] | None) -> Call[dict[str, int]]:
+        """Put back the jobs of a worker that the caller has reaped: {"moved", "left"}."""
+        return self._call(
+            "select @rescue(%(id)s, %(begun)s::bigint[], certified => true)",
+            _scalar,
+            id=worker_id,
+            begun=None if begun is None else list(begun),
+        )
+
+    # Workers
+
+    def channel(self) -> Call[str]:
+        """The channel on which workers are woken."""
+        return self._call("select @channel()", _scalar)
+
+    def attach(self, info: str) -> Call[tuple[int, str, int]]:
+        """Register a worker: its id, its token, the epoch."""
+        return self._call("select worker_id, token, epoch from @attach(%(info)s::jsonb)", _row, info=info)
+
+    def reattach(self, worker_id: int, token: str, claim_ids: Sequence[int]) -> Call[list[int]]:
+        """Take the lease again; the claims that the server does not know."""
+        return self._call(
+            "select @reattach(%(id)s, %(token)s, %(claims)s::bigint[])",
+            _column,
+            id=worker_id,
+            token=token,
+            claims=list(claim_ids),
+        )
+
+    def open_session(self, worker_id: int, token: str, session_no: int) -> Call[int]:
+        """Make a work session; the epoch."""
+        return self._call(
+            "select @open_session(%(id)s, %(token)s, %(no)s::integer)",
+            _scalar,
+            id=worker_id,
+            token=token,
+            no=session_no,
+        )
+
+    def heartbeat(self, worker_id: int) -> Call[Any]:
+        """Prove the lease by a commit."""
+        return self._call("select @heartbeat(%(id)s)", _scalar, id=worker_id)
+
+    def detach(self, worker_id: int) -> Call[int]:
+        """Say that the worker has ended; how many of its jobs are still in running."""
+        return self._call("select @detach(%(id)s)", _scalar, id=worker_id)
+
+    def reconcile(self, worker_id: int, ended: Sequence[int], known: Sequence[int]) -> Call[int]:
+        """Give back what ended sessions claimed and the worker does not know; how many."""
+        return self._call(
+            "select @reconcile(%(id)s, %(ended)s::integer[], %(known)s::bigint[])",
+            _scalar,
+            id=worker_id,
+            ended=list(ended),
+            known=list(known),
+        )
+
+    def finish(self, worker_id: int, results: str, want: str | None) -> Call[Rows]:
+        """End claims and claim anew: rows of (verdict, lane, position, job_id, claim_id, attempt, task, args, timeout, extra)."""
+        return self._call(
+            "select * from @finish(%(id)s, %(results)s::jsonb, %(want)s::jsonb)",
+            lambda rows: rows,
+            id=worker_id,
+            results=results,
+            want=want,
+        )
+
+    def stage(self, n: int = 1000) -> Call[dict[str, Any]]:
+        """Move what is due: {"staged", "expired", "next_at"} or {"busy"}."""
+        return self._call("select @stage(%(n)s::integer)", _scalar, n=n)
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """Where a job stands, as the view `jobs` shows it: what was asked for in `Job.info()`."""
+
+    id: int
+    task: str
+    queue: str
+    state: str
+    attempt: int
+    max_attempts: int
+    reason: str | None
+    result: Any
+    run_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    created_at: datetime
+
+
+def job_info(row: Mapping[str, Any]) -> JobInfo:
+    """The row of the view as a value with real times."""
+    times = {
+        name: datetime.fromisoformat(row[name]) if row[name] else None
+        for name in ("run_at", "started_at", "finished_at", "created_at")
+    }
+    names = ("id", "task", "queue", "state", "attempt", "max_attempts", "reason", "result")
+    return JobInfo(**{name: row[name] for name in names}, **times)  # type: ignore[arg-type]
+
+
+def _scalar(rows: Rows) -> Any:
+    return rows[0][0]
+
+
+def _row(rows: Rows) -> Any:
+    return rows[0]
+
+
+def _column(rows: Rows) -> list[Any]:
+    return [row[0] for row in rows]
+
+
+def _nothing(rows: Rows) -> None:
+    return None

@@ -1,0 +1,58 @@
+"""Which database is meant, and how a connection to it is made."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from pgsched.errors import ConnectError, UsageError
+
+_WAYS = (
+    "no database is named. Give one of: dsn= (or --dsn) with a libpq string or URL; the variable PGSCHED_DSN; libpq's own "
+    'variables (PGHOST, PGDATABASE, PGSERVICE); or dsn="embedded" for a Postgres of your own on this machine'
+)
+
+
+def resolve(dsn: str | None) -> str:
+    """The DSN in force: the one given, else PGSCHED_DSN, else libpq's own variables (then it is empty).
+
+    SQLAlchemy's spelling (`postgresql+psycopg://`) is understood too. Raises `UsageError` when no way names a database
+    or the text is no DSN.
+    """
+    dsn = dsn or os.environ.get("PGSCHED_DSN", "")
+    if not dsn and not any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGDATABASE", "PGSERVICE")):
+        raise UsageError(_WAYS)
+    if dsn == "embedded":
+        return dsn
+    for driver in ("postgresql+psycopg://", "postgresql+psycopg2://", "postgresql+asyncpg://"):
+        if dsn.startswith(driver):
+            dsn = "postgresql://" + dsn.removeprefix(driver)
+    try:
+        conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError as error:
+        raise UsageError(f"the DSN cannot be read: {str(error).strip()}") from error
+    return dsn
+
+
+def connect(dsn: str, **options: Any) -> psycopg.Connection:
+    """A connection, or `ConnectError` that says where nobody answered (never with the password)."""
+    options.setdefault("connect_timeout", 10)
+    try:
+        return psycopg.connect(dsn, **options)
+    except psycopg.OperationalError as error:
+        raise unreachable(dsn, error) from error
+
+
+def unreachable(dsn: str, error: Exception) -> ConnectError:
+    """The error for a database that does not answer."""
+    try:
+        parts = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        parts = {}
+    where = (
+        " ".join(f"{k}={parts[k]}" for k in ("host", "port", "dbname", "user") if parts.get(k)) or "libpq's defaults"
+    )
+    return ConnectError(f"the database at {where} does not answer: {str(error).strip()}")

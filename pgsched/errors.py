@@ -1,0 +1,150 @@
+"""Every error that pgsched raises, in one tree.
+
+An error names the thing, what is wrong with it, and what to do. Errors that a SQL function raises carry one of pgsched's
+own SQLSTATEs; `translate` is the one way from a database error to the class, and the SQL function `errors()` lists them.
+"""
+
+from __future__ import annotations
+
+import psycopg
+
+
+class PgschedError(Exception):
+    """The root: `except pgsched.PgschedError` catches everything that pgsched raises by itself."""
+
+
+class UsageError(PgschedError):
+    """A call that cannot be meant as it stands: an unknown task, a blocking call in a running event loop, no DSN."""
+
+
+class ConnectError(PgschedError):
+    """The database does not answer."""
+
+
+class EmbeddedPostgresError(PgschedError):
+    """The embedded Postgres could not be found, made or started."""
+
+
+class SchemaError(PgschedError):
+    """The database has no pgsched schema, or one that this version cannot work with."""
+
+
+class AccessError(PgschedError):
+    """The role may not do this; `pgsched grant` gives it the level that it needs."""
+
+
+class TaskError(PgschedError):
+    """A task that cannot be registered: a doubled name, a parameter that cannot be stored by name, an unknown type."""
+
+
+class ArgumentsError(PgschedError):
+    """Arguments that do not fit the task's signature, or that JSON cannot hold."""
+
+
+class DatabaseError(PgschedError):
+    """An error that one of pgsched's SQL functions raised; `sqlstate` is its code."""
+
+    sqlstate = ""
+
+
+class ProtocolMismatch(SchemaError, DatabaseError):
+    """The worker and the schema speak different protocols."""
+
+    sqlstate = "PGS01"
+
+
+class NoSession(DatabaseError):
+    """The connection is not (or no longer) a session of that worker."""
+
+    sqlstate = "PGS02"
+
+
+class WorkerRescued(DatabaseError):
+    """The worker's jobs were taken from it: it must stop and attach under a new identity."""
+
+    sqlstate = "PGS03"
+
+
+class NotAdopted(SchemaError, DatabaseError):
+    """The database is a copy of another installation: `pgsched adopt` if it shall work."""
+
+    sqlstate = "PGS04"
+
+
+class InvalidJob(DatabaseError):
+    """A value of a job is refused; the message names it."""
+
+    sqlstate = "PGS05"
+
+
+class ArgumentsTooLarge(DatabaseError):
+    """The arguments exceed the setting max_args_bytes."""
+
+    sqlstate = "PGS06"
+
+
+class WorkerAlive(DatabaseError):
+    """The worker still holds its lock, so its jobs cannot be taken."""
+
+    sqlstate = "PGS07"
+
+
+class ReadOnlyServer(DatabaseError):
+    """The server is a standby in recovery."""
+
+    sqlstate = "PGS08"
+
+
+class InvalidCall(DatabaseError):
+    """An argument of a SQL function is refused; the message names it."""
+
+    sqlstate = "PGS09"
+
+
+class KeyContended(DatabaseError):
+    """A unique key is held by a transaction that stays open, or changes hands again and again."""
+
+    sqlstate = "PGS10"
+
+
+class StaleClaim(PgschedError):
+    """A claim is no longer the worker's own: its outcome was not accepted and nothing changed."""
+
+
+BY_SQLSTATE: dict[str, type[DatabaseError]] = {
+    cls.sqlstate: cls
+    for cls in (
+        ProtocolMismatch,
+        NoSession,
+        WorkerRescued,
+        NotAdopted,
+        InvalidJob,
+        ArgumentsTooLarge,
+        WorkerAlive,
+        ReadOnlyServer,
+        InvalidCall,
+        KeyContended,
+    )
+}
+
+
+def translate(error: psycopg.Error, schema: str) -> PgschedError | None:
+    """Our error for a database error, with its hint; None when it is none of ours (then the original is right)."""
+    text = (error.diag.message_primary or str(error)).strip()
+    if error.diag.message_hint:
+        text += f". {error.diag.message_hint}"
+    code = error.sqlstate or ""
+    if code in BY_SQLSTATE:
+        return BY_SQLSTATE[code](text)
+    if isinstance(error, psycopg.errors.InvalidSchemaName) or (
+        isinstance(error, psycopg.errors.UndefinedFunction) and f"{schema}." in text
+    ):
+        return SchemaError(
+            f'the database has no schema "{schema}" that fits this version of pgsched ({text.splitlines()[0]}): '
+            'run "pgsched migrate"'
+        )
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return AccessError(
+            f'{text}: ask the owner of schema "{schema}" to run "pgsched grant ROLE --as client|worker|reader"'
+        )
+    return None

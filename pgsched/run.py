@@ -1,0 +1,104 @@
+"""How a call is sent: on a psycopg connection, sync or async, or inside the transaction of somebody's SQLAlchemy session.
+
+The database's errors come out as pgsched's own where they are (see `errors.translate`), else as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from pgsched.calls import Call
+from pgsched.errors import UsageError, translate
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection as SAConnection
+    from sqlalchemy.ext.asyncio import AsyncConnection as SAAsyncConnection
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+
+T = TypeVar("T")
+
+Connection: TypeAlias = "psycopg.Connection[Any] | SAConnection | Session"
+AsyncConnection: TypeAlias = "psycopg.AsyncConnection[Any] | SAAsyncConnection | AsyncSession"
+
+
+def run(connection: Connection, call: Call[T]) -> T:
+    """Send `call` on a connection of psycopg or SQLAlchemy, in whatever transaction it is in."""
+    if isinstance(connection, psycopg.Connection):
+        with _ours(call), connection.cursor(row_factory=tuple_row) as cursor:
+            return call.read(cursor.execute(call.text, call.params).fetchall())
+    if _is_a(connection, "sqlalchemy.orm", "Session", "scoped_session"):
+        connection = cast("Session", connection).connection()
+    if _is_a(connection, "sqlalchemy", "Connection"):
+        connection = cast("SAConnection", connection)
+        _check_driver(connection.dialect.driver)
+        with _ours(call):
+            return call.read([tuple(row) for row in connection.exec_driver_sql(call.text, dict(call.params))])
+    raise UsageError(
+        f"connection= is a {type(connection).__name__}: it must be a psycopg.Connection, or a SQLAlchemy Connection or "
+        "Session (an asynchronous one goes to the async twin, for example aenqueue)"
+    )
+
+
+async def arun(connection: AsyncConnection, call: Call[T]) -> T:
+    """`run` on an asynchronous connection of psycopg or SQLAlchemy."""
+    if isinstance(connection, psycopg.AsyncConnection):
+        with _ours(call):
+            async with connection.cursor(row_factory=tuple_row) as cursor:
+                await cursor.execute(call.text, call.params)
+                return call.read(await cursor.fetchall())
+    if _is_a(connection, "sqlalchemy.ext.asyncio", "AsyncSession", "async_scoped_session"):
+        connection = await cast("AsyncSession", connection).connection()
+    if _is_a(connection, "sqlalchemy.ext.asyncio", "AsyncConnection"):
+        connection = cast("SAAsyncConnection", connection)
+        _check_driver(connection.dialect.driver)
+        with _ours(call):
+            result = await connection.exec_driver_sql(call.text, dict(call.params))
+            return call.read([tuple(row) for row in result])
+    raise UsageError(
+        f"connection= is a {type(connection).__name__}: the async twins take a psycopg.AsyncConnection, or a SQLAlchemy "
+        "AsyncConnection or AsyncSession"
+    )
+
+
+def refuse_in_loop(name: str, twin: str) -> None:
+    """Raise `UsageError` when a blocking call is made inside a running event loop, which it would stop."""
+    if asyncio._get_running_loop() is not None:
+        raise UsageError(f"{name}() blocks, and this is a running event loop: use `await {twin}()`")
+
+
+@contextmanager
+def _ours(call: Call[T]) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.Error as error:
+        if ours := translate(error, call.schema):
+            raise ours from error
+        raise
+    except Exception as error:
+        # SQLAlchemy wraps the driver's error and keeps it as `orig`.
+        original = getattr(error, "orig", None)
+        if isinstance(original, psycopg.Error) and (ours := translate(original, call.schema)):
+            raise ours from error
+        raise
+
+
+def _is_a(value: object, module: str, *names: str) -> bool:
+    """isinstance without the import: nothing is of a class whose module nobody has imported."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(value, tuple(getattr(loaded, name) for name in names))
+
+
+def _check_driver(driver: str) -> None:
+    if driver not in ("psycopg", "psycopg_async", "psycopg2"):
+        raise UsageError(
+            f"the SQLAlchemy engine uses the driver {driver}: pgsched can join transactions of psycopg "
+            '(create_engine("postgresql+psycopg://...")) and psycopg2'
+        )

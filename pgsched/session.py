@@ -1,0 +1,210 @@
+"""The connections of a worker: what kind each is, and how one that broke is made again.
+
+*Lease*: attached, holds the worker's lock, heartbeats and nothing else. *Work*: claims and finishes; it holds the lock too
+and has a number that is used once. *Listener*: hears NOTIFY and holds no lock. Losing a session is not losing the lease:
+the worker attaches again under the same identity, unless its jobs were taken from it meanwhile (`WorkerRescued`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.adapt import Loader
+from psycopg.pq import Format
+
+from pgsched.calls import Call, Calls
+from pgsched.client import PROTOCOL, check_protocol
+from pgsched.dsn import unreachable
+from pgsched.errors import NoSession
+from pgsched.lease import LeaseTimes
+from pgsched.loop import backoff
+from pgsched.run import arun
+
+T = TypeVar("T")
+log = logging.getLogger("pgsched.worker")
+
+BROKEN = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.NotSupportedError,
+    OSError,
+    NoSession,
+)
+"""What a session raises when it has ended, or must be made anew (NotSupportedError: a migration has changed what a prepared
+statement answers, and a new connection has none)."""
+
+TRY_AGAIN = (
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.SerializationFailure,
+)
+"""What a session raises when it lives on and the same call may succeed in a moment (some are BROKEN's by class)."""
+
+_SETTINGS = "set default_transaction_isolation = 'read committed'; set lock_timeout = '800ms'; {more}"
+_WORK = "set statement_timeout = '60s'; set idle_in_transaction_session_timeout = '60s'"
+_LEASE = "set statement_timeout = '{bound}ms'; set idle_session_timeout = '{silence}ms'"
+
+
+class RawJson(Loader):
+    """Leaves jsonb as the bytes that came: arguments are parsed once, by the task's own validator."""
+
+    format = Format.TEXT
+
+    def load(self, data: Any) -> bytes:
+        """The text as it came."""
+        return bytes(data)
+
+
+class Identity:
+    """Who this worker is: its row in the table worker, and what proves it."""
+
+    def __init__(self, dsn: str, calls: Calls, times: LeaseTimes, info: dict[str, Any]) -> None:
+        self.dsn = dsn
+        self.calls = calls
+        self.times = times
+        self.info = info
+        self.id = 0
+        self.token = ""
+        self.epoch = 0
+        self._next_no = 0
+
+    async def connect(self, kind: str, settings: str) -> psycopg.AsyncConnection[Any]:
+        """A new connection with the settings of its kind. Raises `ConnectError` when the database does not answer."""
+        try:
+            connection = await psycopg.AsyncConnection.connect(
+                self.dsn,
+                autocommit=True,
+                connect_timeout=10,
+                application_name=f"pgsched {kind} {self.info['name']}"[:63],
+                fallback_application_name=None,
+            )
+        except psycopg.OperationalError as error:
+            raise unreachable(self.dsn, error) from error
+        await connection.execute(_SETTINGS.format(more=settings))
+        return connection
+
+    async def attach(self) -> psycopg.AsyncConnection[Any]:
+        """The first lease session: registers the worker. Raises `ProtocolMismatch`, `NotAdopted`, `SchemaError`..."""
+        connection = await self.connect("lease", self._lease_settings())
+        try:
+            check_protocol(self.calls.schema, await arun(connection, self.calls.protocol()))
+            info = self.info | {"protocol": PROTOCOL, "rescue_after_s": self.times.rescue.total_seconds()}
+            self.id, self.token, self.epoch = await arun(connection, self.calls.attach(json.dumps(info)))
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def reattach(self, claims: Collection[int]) -> tuple[psycopg.AsyncConnection[Any], list[int]]:
+        """A new lease session for the same worker, and which of the claims the server does not know."""
+        connection = await self.connect("lease", self._lease_settings())
+        try:
+            return connection, await arun(connection, self.calls.reattach(self.id, self.token, list(claims)))
+        except BaseException:
+            await connection.close()
+            raise
+
+    async def open_session(self) -> tuple[psycopg.AsyncConnection[Any], int]:
+        """A new work session and its number."""
+        connection = await self.connect("work", _WORK)
+        try:
+            connection.adapters.register_loader("jsonb", RawJson)
+            self._next_no += 1
+            number = self._next_no
+            epoch = await arun(connection, self.calls.open_session(self.id, self.token, number))
+            if epoch < self.epoch:
+                raise NoSession(
+                    f"this server's epoch is {epoch}, the lease's is {self.epoch}: it is not the primary that it was"
+                )
+            self.epoch = epoch
+            return connection, number
+        except BaseException:
+            await connection.close()
+            raise
+
+    def _lease_settings(self) -> str:
+        bound = self.times.heartbeat.total_seconds() * 1000
+        return _LEASE.format(bound=int(bound), silence=int(self.times.client.total_seconds() * 1000))
+
+
+def describe(
+    name: str | None, app: str, queues: list[str], tasks: list[str], concurrency: int, version: str
+) -> dict[str, Any]:
+    """What a worker says of itself when it attaches."""
+    host = socket.gethostname()
+    return {
+        "name": name or f"{host}-{os.getpid()}",
+        "host": host,
+        "pid": os.getpid(),
+        "app": app,
+        "queues": queues,
+        "tasks": tasks,
+        "concurrency": concurrency,
+        "version": version,
+    }
+
+
+async def persist(
+    what: str, make: Callable[[], Awaitable[T]], stop: asyncio.Event, retry: tuple[type[Exception], ...]
+) -> T | None:
+    """`make()` until it succeeds, with backoff and jitter, saying so; None when `stop` is set first."""
+    for wait in backoff():
+        try:
+            return await make()
+        except retry as error:
+            log.warning("%s: %s; trying again", what, str(error).strip() or type(error).__name__)
+        try:
+            await asyncio.wait_for(stop.wait(), wait)
+        except TimeoutError:
+            continue
+        return None
+    return None
+
+
+class WorkSession:
+    """One work session that is made anew whenever it breaks; `ended` collects the numbers of those that did."""
+
+    def __init__(self, identity: Identity, ended: list[int]) -> None:
+        self._identity = identity
+        self._ended = ended
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self.number = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._connection is not None
+
+    async def open(self) -> None:
+        """Connect and join the worker. Raises one of BROKEN, `ConnectError`, `WorkerRescued`."""
+        self._connection, self.number = await self._identity.open_session()
+
+    async def call(self, call: Call[T]) -> T:
+        """Send a call. Raises one of BROKEN when the session is gone (it is closed then; its answer may be lost)."""
+        if self._connection is None:
+            raise psycopg.OperationalError("the work session is closed")
+        try:
+            return await arun(self._connection, call)
+        except BROKEN as error:
+            if isinstance(error, TRY_AGAIN) and not self._connection.broken:
+                raise
+            await self.close()
+            raise
+        except asyncio.CancelledError:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Close it for good: its number is among the ended ones from now on."""
+        if self._connection is not None:
+            self._ended.append(self.number)
+            connection, self._connection = self._connection, None
+            await connection.close()

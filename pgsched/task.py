@@ -1,0 +1,255 @@
+"""A task: a function that can be enqueued. `using()` chooses how, `enqueue` and its twins do it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
+
+from pgsched.arguments import Arguments
+from pgsched.errors import ArgumentsError, TaskError, UsageError
+from pgsched.job import Job
+from pgsched.retry import Exponential
+from pgsched.run import AsyncConnection, Connection, arun, run
+
+if TYPE_CHECKING:
+    from pgsched.app import App
+
+P = ParamSpec("P")
+C = TypeVar("C")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a job is enqueued; None means that the task's own value, or the default, holds."""
+
+    queue: str | None = None
+    priority: int | None = None
+    run_at: datetime | None = None
+    delay: timedelta | None = None
+    expires_at: datetime | None = None
+    max_attempts: int | None = None
+    timeout: timedelta | None = None
+    tags: Sequence[str] | None = None
+    metadata: Mapping[str, Any] | None = None
+    unique_key: str | None = None
+    connection: Connection | AsyncConnection | None = None
+    notify: bool = True
+
+
+class Task(Generic[P, C, R]):
+    """A function of an App that can be enqueued; calling it just runs it. `P` its parameters, `R` a job's result."""
+
+    def __init__(
+        self,
+        app: App,
+        function: Callable[P, C],
+        name: str,
+        defaults: Options,
+        retry: Exponential | None,
+        secret: tuple[str, ...],
+    ) -> None:
+        self.app = app
+        self.function = function
+        self.name = name
+        self.retry = retry
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.arguments = Arguments(name, function, secret)
+        self._defaults = defaults
+        self.__doc__ = function.__doc__
+        self.__name__ = getattr(function, "__name__", name)
+        self.__wrapped__ = function
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
+        """Run the function, here and now."""
+        return self.function(*args, **kwargs)
+
+    @property
+    def queue(self) -> str:
+        """The queue that its jobs go to unless `using(queue=...)` says otherwise."""
+        return self._defaults.queue or self.app.name
+
+    def using(
+        self,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        run_at: datetime | None = None,
+        delay: timedelta | None = None,
+        expires_at: datetime | None = None,
+        max_attempts: int | None = None,
+        timeout: timedelta | None = None,
+        tags: Sequence[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        unique_key: str | None = None,
+        connection: Connection | AsyncConnection | None = None,
+        notify: bool = True,
+    ) -> Enqueuer[P, R]:
+        """The same task with other options for the jobs that are enqueued through what this returns.
+
+        queue       the queue's name (1 to 100 characters)
+        priority    0 (first) to 9
+        run_at      not before this time (an aware datetime); or `delay`: not before so long after the enqueuing
+        expires_at  not begun by then, the job ends as skipped
+        max_attempts, timeout   as in `App.task`
+        tags, metadata          for finding the job and for the application's own use
+        unique_key  at most one job of this task with this key has not ended: while one has not, `enqueue` answers it
+        connection  the job is made in that connection's transaction and commits with it or not at all
+        notify      False: no NOTIFY (which PREPARE TRANSACTION refuses); workers find the job when they poll
+        """
+        options = Options(
+            queue,
+            priority,
+            run_at,
+            delay,
+            expires_at,
+            max_attempts,
+            timeout,
+            tags,
+            metadata,
+            unique_key,
+            connection,
+            notify,
+        )
+        return Enqueuer(self, self._merge(options))
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Enqueue a job with these arguments; it is committed when this returns.
+
+        Raises `ArgumentsError` when they do not fit the signature or JSON cannot hold them, `UsageError` inside a
+        running event loop, `ConnectError`, `SchemaError`, and the errors of the SQL function enqueue_many.
+        """
+        return Enqueuer(self, self._defaults).enqueue(*args, **kwargs)
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """`enqueue` in an event loop."""
+        return await Enqueuer(self, self._defaults).aenqueue(*args, **kwargs)
+
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> BoundTask[R]:
+        """A job to be, for `App.enqueue_many`. Raises `ArgumentsError` at once."""
+        return Enqueuer(self, self._defaults).bind(*args, **kwargs)
+
+    def _merge(self, options: Options) -> Options:
+        given = {name: value for name in Options.__slots__ if (value := getattr(options, name)) is not None}
+        return replace(self._defaults, **given)
+
+    def __repr__(self) -> str:
+        return f"Task({self.name!r})"
+
+
+class Enqueuer(Generic[P, R]):
+    """A task with options for the jobs enqueued through it: what `Task.using` returns."""
+
+    def __init__(self, task: Task[P, Any, R], options: Options) -> None:
+        self._task = task
+        self._options = options
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Enqueue a job, in the transaction of `connection` if one was given. Raises as `Task.enqueue`."""
+        job = self.bind(*args, **kwargs)
+        client = self._task.app.client
+        call = client.calls.enqueue_many(f"[{job.text}]", self._options.notify)
+        if self._options.connection is None:
+            return Job(client.run(call, "enqueue", "aenqueue")[0], client)
+        return Job(run(cast("Connection", self._options.connection), call)[0], client)
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """`enqueue` in an event loop; `connection` is then an asynchronous one."""
+        job = self.bind(*args, **kwargs)
+        client = self._task.app.client
+        call = client.calls.enqueue_many(f"[{job.text}]", self._options.notify)
+        if self._options.connection is None:
+            return Job((await client.arun(call))[0], client)
+        return Job((await arun(cast("AsyncConnection", self._options.connection), call))[0], client)
+
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> BoundTask[R]:
+        """A job to be, for `App.enqueue_many` (which has its own `connection`). Raises `ArgumentsError` at once."""
+        task, options = self._task, self._options
+        fields = {
+            "task": task.name,
+            "queue": options.queue or task.app.name,
+            "priority": options.priority,
+            "run_at": _instant("run_at", options.run_at),
+            "delay_s": options.delay.total_seconds() if options.delay is not None else None,
+            "expires_at": _instant("expires_at", options.expires_at),
+            "max_attempts": options.max_attempts,
+            "timeout_s": options.timeout.total_seconds() if options.timeout is not None else None,
+            "tags": _tags(options.tags),
+            "metadata": options.metadata,
+            "unique_key": options.unique_key,
+            "secret": task.arguments.secret or None,
+        }
+        head = _json({name: value for name, value in fields.items() if value is not None})
+        return BoundTask(f'{head[:-1]},"args":{task.arguments.dump(args, kwargs)}}}')
+
+
+@dataclass(frozen=True, slots=True)
+class BoundTask(Generic[R]):
+    """A job to be: a task with its arguments and options, as the JSON object that enqueue_many takes."""
+
+    text: str
+
+
+class TaskDecorator:
+    """What `app.task(...)` with options returns."""
+
+    def __init__(
+        self, app: App, name: str | None, defaults: Options, retry: Exponential | None, secret: tuple[str, ...]
+    ):
+        self._app, self._name, self._defaults, self._retry, self._secret = app, name, defaults, retry, secret
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, Coroutine[Any, Any, R], R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R, R]: ...
+    def __call__(self, function: Callable[P, Any], /) -> Task[P, Any, Any]:
+        """Make a task of the function."""
+        if not inspect.isfunction(function):
+            raise TaskError(f"@task stands above a {type(function).__name__}: it makes tasks of functions")
+        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+            raise TaskError(f'task "{function.__qualname__}" is a generator: a task returns once')
+        name = self._name or function.__qualname__.replace("<locals>.", "")
+        return self._app.register(Task(self._app, function, name, self._defaults, self._retry, self._secret))
+
+
+def _instant(name: str, value: datetime | None) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, datetime):
+        raise UsageError(f"{name} is {value!r}: it must be an aware datetime")
+    if value.utcoffset() is None:
+        raise UsageError(
+            f"{name} is {value!r}, a naive datetime: nobody knows which moment it means; give it a time zone, for example "
+            "datetime.now(timezone.utc) + timedelta(hours=1)"
+        )
+    return value.isoformat()
+
+
+def _tags(tags: Sequence[str] | None) -> list[str] | None:
+    if tags is None:
+        return None
+    if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
+        raise UsageError(f"tags is {tags!r}: it must be a list of texts")
+    return list(tags)
+
+
+def _json(fields: dict[str, Any]) -> str:
+    try:
+        text = json.dumps(fields, allow_nan=False, default=_refuse)
+        text.encode()
+    except (ValueError, TypeError) as error:
+        raise ArgumentsError(f'task "{fields["task"]}": its options are no JSON: {error}') from error
+    if "\\u0000" in text:
+        raise ArgumentsError(f'task "{fields["task"]}": its options have a NUL character, which Postgres cannot store')
+    return text
+
+
+def _refuse(value: object) -> Any:
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
+
+
+AnyTask = Task[..., Any, Any]

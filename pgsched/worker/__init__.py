@@ -1,0 +1,9 @@
+"""The worker: takes jobs, runs them, and reports how they ended.
+
+`exchange` sends what has ended and takes what is ready, in one call; `executor` runs one job; `lifecycle` puts them
+together and ends them in the right order.
+"""
+
+from pgsched.worker.lifecycle import ExitCode, Settings, Worker, run_worker
+
+__all__ = ["ExitCode", "Settings", "Worker", "run_worker"]

@@ -1,0 +1,295 @@
+"""The exchange with the database: one call sends what has ended and takes what is ready.
+
+`Ledger` is what the worker knows: free slots, claims that run, outcomes that are not acknowledged yet. `Exchange` is the
+loop over one work session; several of them share a ledger, so that one waits for the server while another's jobs run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import psycopg
+
+from pgsched.calls import Calls, Rows
+from pgsched.errors import ConnectError, WorkerRescued
+from pgsched.session import BROKEN, TRY_AGAIN, Identity, WorkSession, persist
+from pgsched.worker import outcome
+from pgsched.worker.executor import Claimed, lost_attempts
+
+log = logging.getLogger("pgsched.worker")
+
+PRIORITIES = range(10)
+_MOST_RESULTS = 1000
+_MOST_BYTES = 16 * 1024 * 1024
+
+
+class Ledger:
+    """What this worker knows: its slots, its claims, and the outcomes that the server has not acknowledged."""
+
+    def __init__(self, concurrency: int, queues: list[str]) -> None:
+        self.concurrency = concurrency
+        self.queues = queues
+        self.claims: dict[int, Claimed] = {}
+        """Every claim from its arrival until its finish is acknowledged."""
+        self.ended: deque[tuple[Claimed, str]] = deque()
+        self.ended_sessions: list[int] = []
+        self.active = 0
+        """Handlers that have not ended."""
+        self.asked = 0
+        """Slots that claims on their way may fill."""
+        self.accepting = True
+        self.hint = True
+        """There may be something to claim: not known to be empty since the last notification or poll."""
+        self.wakes = 0
+        """How often it was said that there may be something: an empty answer to an older question proves nothing."""
+        self.next_poll = 0.0
+        self.work = asyncio.Event()
+        """Set when an exchange may have something to do."""
+        self._turn = itertools.count()
+
+    @property
+    def free(self) -> int:
+        """Slots that nothing fills and no claim on its way may fill."""
+        return self.concurrency - self.active - self.asked if self.accepting else 0
+
+    def end(self, job: Claimed, result: str) -> None:
+        """A handler has ended with this outcome."""
+        self.active -= 1
+        self.ended.append((job, result))
+        self.work.set()
+
+    def wake(self) -> None:
+        """There may be something to claim."""
+        self.hint = True
+        self.wakes += 1
+        self.work.set()
+
+    def take_results(self) -> list[tuple[Claimed, str]]:
+        """The outcomes for the next call: not too many, not too large."""
+        batch: list[tuple[Claimed, str]] = []
+        size = 0
+        while self.ended and len(batch) < _MOST_RESULTS and (not batch or size + len(self.ended[0][1]) < _MOST_BYTES):
+            batch.append(self.ended.popleft())
+            size += len(batch[-1][1])
+        return batch
+
+    def lanes(self) -> list[dict[str, Any]]:
+        """Priority over all queues, then round robin between queues."""
+        first = next(self._turn) % len(self.queues)
+        turned = self.queues[first:] + self.queues[:first]
+        return [{"queue": queue, "priority": priority} for priority in PRIORITIES for queue in turned]
+
+
+class Exchange:
+    """The loop over one work session. `start` begins the handler of a claimed job."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        identity: Identity,
+        start: Callable[[Claimed], None],
+        tasks: dict[str, Any],
+        share: int,
+        poll: float,
+    ) -> None:
+        self._ledger = ledger
+        self._identity = identity
+        self._calls: Calls = identity.calls
+        self._start = start
+        self._tasks = tasks
+        self._share = share
+        self._poll = poll
+        self._session = WorkSession(identity, ledger.ended_sessions)
+        self._stage_at = 0.0
+        self._not_before = 0.0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Exchange until `stop`; then send what is left. Raises `WorkerRescued` when the identity is over."""
+        while not (stop.is_set() and not self._ledger.ended):
+            try:
+                if not self._session.is_open and not await self._open(stop):
+                    return
+                await self._stage()
+                await self._wait(stop)
+                await self._exchange()
+            except WorkerRescued:
+                raise
+            except TRY_AGAIN as error:
+                log.warning("an exchange will be repeated: %s", str(error).strip())
+                await asyncio.sleep(0.05)
+            except BROKEN as error:
+                log.warning("work session %s was lost: %s", self._session.number, str(error).strip())
+
+    async def reconcile(self) -> None:
+        """Give back what sessions that have ended claimed without an answer (also late); a poll may call it at any time."""
+        if self._ledger.ended_sessions and self._session.is_open:
+            ended, known = list(self._ledger.ended_sessions), list(self._ledger.claims)
+            if count := await self._session.call(self._calls.reconcile(self._identity.id, ended, known)):
+                log.warning("%s jobs went back: the answer to their claim was lost with its session", count)
+
+    async def close(self) -> None:
+        """Close the session."""
+        await self._session.close()
+
+    async def _open(self, stop: asyncio.Event) -> bool:
+        first = self._session.number == 0
+        retry = (*BROKEN, *TRY_AGAIN, ConnectError)
+        opened = await persist("work session", self._opened, stop, retry)
+        if opened and not first:
+            log.info("work session %s is open again", self._session.number)
+            await self.reconcile()
+        return bool(opened)
+
+    async def _opened(self) -> bool:
+        await self._session.open()
+        return True
+
+    async def _stage(self) -> None:
+        """Move what is due; whoever asks first does it for all."""
+        now = time.monotonic()
+        if now < self._stage_at or not self._ledger.accepting:
+            return
+        answer = json.loads(cast(bytes, await self._session.call(self._calls.stage())))
+        self._stage_at = now + self._poll
+        if answer.get("staged", 0) >= 1000:
+            self._stage_at = now
+        elif answer.get("next_at"):
+            due = (datetime.fromisoformat(answer["next_at"]) - datetime.now(UTC)).total_seconds()
+            self._stage_at = now + min(self._poll, max(due, 0.005))
+        if answer.get("staged"):
+            self._ledger.wake()
+
+    async def _wait(self, stop: asyncio.Event) -> None:
+        """Until there is something to send or to ask, the next poll, or the next job that is due."""
+        ledger = self._ledger
+        while not stop.is_set():
+            now = time.monotonic()
+            if now >= ledger.next_poll:
+                ledger.next_poll = now + self._poll
+                ledger.wake()
+            if ledger.ended or self._asking(now) > 0 or (ledger.accepting and now >= self._stage_at):
+                return
+            until = ledger.next_poll
+            if ledger.accepting:
+                until = min(until, self._stage_at)
+            if now < self._not_before:
+                until = min(until, self._not_before)
+            ledger.work.clear()
+            timer = asyncio.get_running_loop().call_later(until - now, ledger.work.set)
+            try:
+                await ledger.work.wait()
+            finally:
+                timer.cancel()
+
+    def _asking(self, now: float) -> int:
+        """How many jobs to ask for now."""
+        ledger = self._ledger
+        return min(ledger.free, self._share) if ledger.hint and now >= self._not_before else 0
+
+    async def _exchange(self) -> None:
+        ledger = self._ledger
+        results = ledger.take_results()
+        asking = self._asking(time.monotonic())
+        if not results and asking <= 0:
+            return
+        wakes = ledger.wakes
+        want = None
+        if asking > 0:
+            ledger.asked += asking
+            want = json.dumps({"lanes": ledger.lanes(), "max_jobs": asking, "free_slots": asking})
+        try:
+            rows = await self._finish([text for _, text in results], want)
+        except psycopg.DataError:
+            await self._isolate(results)
+            return
+        except BaseException:
+            # Not acknowledged: they are sent again, and what had been done answers `already`.
+            ledger.ended.extendleft(reversed(results))
+            raise
+        finally:
+            ledger.asked -= max(asking, 0)
+        self._acknowledge({job.claim_id: (job, text) for job, text in results}, rows)
+        came = self._begin(rows)
+        if came < asking and wakes == ledger.wakes:
+            ledger.hint = False
+        elif ledger.free > 0:
+            ledger.work.set()
+
+    async def _finish(self, results: list[str], want: str | None) -> Rows:
+        return await self._session.call(self._calls.finish(self._identity.id, f"[{','.join(results)}]", want))
+
+    def _acknowledge(self, sent: dict[int, tuple[Claimed, str]], rows: Rows) -> None:
+        for row in rows:
+            if row[0] is None:
+                continue
+            job, text = sent[row[4]]
+            if row[0] == "busy":
+                self._send_later(job, text)
+                continue
+            self._ledger.claims.pop(job.claim_id, None)
+            if row[0] == "stale":
+                log.error(
+                    "job %s: claim %s was no longer this worker's; its outcome was not accepted",
+                    job.job_id,
+                    job.claim_id,
+                )
+            elif row[0] == "rolled_back":
+                log.error("job %s: its success counts only through its own transaction", job.job_id)
+
+    def _send_later(self, job: Claimed, text: str) -> None:
+        """Somebody holds the row for a moment: 5 ms, doubling to 1 s; the slot stays taken meanwhile."""
+        ledger = self._ledger
+        ledger.active += 1
+        wait = min(1.0, 0.005 * 2**job.busy)
+        job.busy += 1
+        asyncio.get_running_loop().call_later(wait, ledger.end, job, text)
+
+    def _begin(self, rows: Rows) -> int:
+        ledger = self._ledger
+        came = 0
+        for row in rows:
+            verdict, _, _, job_id, claim_id, attempt, task, args, timeout, extra = row
+            if verdict is not None:
+                continue
+            if job_id is None:
+                self._note(json.loads(extra))
+                continue
+            came += 1
+            job = Claimed(job_id, claim_id, attempt, self._tasks[task], args, timeout, lost_attempts(extra))
+            ledger.claims[claim_id] = job
+            ledger.active += 1
+            if ledger.accepting:
+                self._start(job)
+            else:
+                ledger.end(job, outcome.given_back(job_id, claim_id, "its worker is stopping"))
+        return came
+
+    def _note(self, note: dict[str, Any]) -> None:
+        if note.get("again"):
+            self._ledger.wake()
+        if "not_before" in note:
+            wait = (datetime.fromisoformat(note["not_before"]) - datetime.now(UTC)).total_seconds()
+            self._not_before = time.monotonic() + max(wait, 0.1)
+            log.warning("a new timeline: no claims for %.0f s, since its past may still run", wait)
+
+    async def _isolate(self, results: list[tuple[Claimed, str]]) -> None:
+        """One outcome cannot be stored: send each alone, and the bad one again as failed for that reason."""
+        for position, (job, text) in enumerate(results):
+            try:
+                try:
+                    rows = await self._finish([text], None)
+                except psycopg.DataError as error:
+                    reason = f"its outcome could not be stored: {str(error).splitlines()[0]}"
+                    rows = await self._finish([outcome.failed(job.job_id, job.claim_id, reason)], None)
+            except BaseException:
+                self._ledger.ended.extendleft(reversed(results[position:]))
+                raise
+            self._acknowledge({job.claim_id: (job, text)}, rows)

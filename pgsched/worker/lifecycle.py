@@ -1,0 +1,304 @@
+"""A worker's life: attach, open, run, drain, stop; and its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from pgsched.errors import ConnectError, NoSession, UsageError, WorkerRescued
+from pgsched.lease import LeaseTimes
+from pgsched.loop import wait_any
+from pgsched.run import arun
+from pgsched.session import BROKEN, TRY_AGAIN, Identity, describe, persist
+from pgsched.worker.exchange import Exchange, Ledger
+from pgsched.worker.executor import Claimed, Executor
+
+if TYPE_CHECKING:
+    from pgsched.app import App
+
+log = logging.getLogger("pgsched.worker")
+
+_CANCEL_GRACE = 10.0
+
+
+class ExitCode(enum.IntEnum):
+    """What a worker process ends with."""
+
+    OK = 0
+    """It stopped with nothing left running."""
+    ERROR = 1
+    """It could not start, or its code failed."""
+    STILL_RUNNING = 3
+    """It stopped while a handler (a thread, or one that swallows its cancellation) still ran; the job stays in running."""
+    RESCUED = 4
+    """Its jobs had been taken from it; it stopped its handlers and ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a worker runs.
+
+    queues       the queues it serves; None: those of the App's tasks
+    concurrency  how many jobs it runs at once, 1 to 10000
+    name         how it is called in the view workers; None: host and process
+    poll         how often it looks without a notification
+    drain        how long running jobs may take after the first SIGTERM before async handlers are cancelled
+    sessions     how many work sessions, 1 or 2
+    lease        the times of its lease
+
+    Raises `UsageError` for a value out of range.
+    """
+
+    queues: list[str] | None = None
+    concurrency: int = 100
+    name: str | None = None
+    poll: timedelta = timedelta(seconds=1)
+    drain: timedelta = timedelta(seconds=30)
+    sessions: int = 2
+    lease: LeaseTimes = field(default_factory=LeaseTimes)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if not 1 <= self.concurrency <= 10_000:
+            raise UsageError(f"concurrency is {self.concurrency}: it is a number from 1 to 10000")
+        if not 1 <= self.sessions <= 2:
+            raise UsageError(f"sessions is {self.sessions}: a worker has 1 or 2 work sessions")
+        if not timedelta(milliseconds=10) <= self.poll <= timedelta(seconds=60):
+            raise UsageError(f"poll is {self.poll}: it lies between 10 ms and 60 s")
+        if self.drain < timedelta(0):
+            raise UsageError(f"drain is {self.drain}: it must not be negative")
+        if self.queues is not None and not self.queues:
+            raise UsageError("queues is empty: name at least one, or leave it out")
+
+
+class Worker:
+    """One worker in this event loop: `await Worker(app, settings).run()` until `stop()`."""
+
+    def __init__(self, app: App, settings: Settings | None = None) -> None:
+        self.app = app
+        self.settings = settings or Settings()
+        if not app.tasks:
+            raise UsageError(f'App "{app.name}" has no tasks: a worker has nothing to run (is its module imported?)')
+        for task in app.tasks.values():
+            task.arguments.prepare()
+        self.queues = self.settings.queues or sorted({task.queue for task in app.tasks.values()})
+        self.ledger = Ledger(self.settings.concurrency, self.queues)
+        self._draining = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._rescued: WorkerRescued | None = None
+        self._failed = False
+        self._exchanges: list[Exchange] = []
+
+    def stop(self) -> None:
+        """Take no more jobs and let the running ones end; a second call cancels them at once."""
+        if self._draining.is_set():
+            self._hurry.set()
+        self._draining.set()
+        self.ledger.accepting = False
+        self.ledger.work.set()
+
+    async def run(self) -> ExitCode:
+        """Work until `stop()`; the exit code. Raises `SchemaError`, `NotAdopted`, `AccessError` when it may not start."""
+        from pgsched import __version__
+
+        dsn = await asyncio.to_thread(lambda: self.app.client.dsn)
+        info = describe(
+            self.settings.name,
+            self.app.name,
+            self.queues,
+            sorted(self.app.tasks),
+            self.settings.concurrency,
+            __version__,
+        )
+        identity = Identity(dsn, self.app.client.calls, self.settings.lease, info)
+        lease = await persist("attach", identity.attach, self._draining, (ConnectError, psycopg.OperationalError))
+        if lease is None:
+            return ExitCode.OK
+        log.info(
+            'worker %s ("%s") serves %s with %s slots',
+            identity.id,
+            info["name"],
+            ", ".join(self.queues),
+            self.settings.concurrency,
+        )
+        async with self._state() as state:
+            executor = Executor(self.settings.concurrency, list(self.app.middlewares), self.ledger.end, state)
+            self._exchanges = [
+                Exchange(
+                    self.ledger,
+                    identity,
+                    executor.start,
+                    self.app.tasks,
+                    -(-self.settings.concurrency // self.settings.sessions),
+                    self.settings.poll.total_seconds(),
+                )
+                for _ in range(self.settings.sessions)
+            ]
+            loops = [asyncio.create_task(self._guard(e.run(self._stopped))) for e in self._exchanges]
+            side = [
+                asyncio.create_task(self._guard(self._keep_lease(identity, lease))),
+                asyncio.create_task(self._guard(self._listen(identity))),
+            ]
+            try:
+                await self._draining.wait()
+                await self._drain()
+            finally:
+                self._stopped.set()
+                self.ledger.work.set()
+                await asyncio.wait(loops, timeout=_CANCEL_GRACE)
+                for loop in (*loops, *side[1:]):
+                    loop.cancel()
+                await asyncio.gather(*loops, *side[1:], return_exceptions=True)
+                executor.close()
+            await asyncio.wait(side[:1], timeout=_CANCEL_GRACE)
+            for exchange in self._exchanges:
+                await exchange.close()
+        return self._exit_code()
+
+    def _exit_code(self) -> ExitCode:
+        if self._rescued:
+            return ExitCode.RESCUED
+        if self._failed:
+            return ExitCode.ERROR
+        if left := list(self.ledger.claims.values()):
+            for job in left:
+                log.error("job %s (%s) still runs; it stays in running", job.job_id, job.task.name)
+            return ExitCode.STILL_RUNNING
+        return ExitCode.OK
+
+    async def _guard(self, loop: Any) -> None:
+        """Run one loop; whatever ends it before its time ends the worker."""
+        try:
+            await loop
+        except WorkerRescued as error:
+            log.error("%s", error)
+            self._rescued = error
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            log.exception("the worker's own code failed")
+            self._failed = True
+        finally:
+            if not self._stopped.is_set():
+                self.stop()
+                if self._rescued:
+                    self._hurry.set()
+
+    async def _drain(self) -> None:
+        """Let handlers end; then cancel the asynchronous ones and wait for them, and for their outcomes to be sent."""
+        if self.ledger.active:
+            log.info("stopping: %s jobs are running", self.ledger.active)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.drain.total_seconds()):
+                while not self._idle() and not self._hurry.is_set():
+                    await wait_any(self._hurry, at_most=0.02)
+        for job in list(self.ledger.claims.values()):
+            self._ask_to_stop(job, "its worker was told to stop")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0 if self._hurry.is_set() else _CANCEL_GRACE):
+                while not self._idle():
+                    await wait_any(at_most=0.005)
+
+    def _ask_to_stop(self, job: Claimed, why: str) -> None:
+        """An asynchronous handler is cancelled and its job goes back; a thread is told, and is waited for."""
+        if job.handler is not None and not job.handler.done():
+            job.stop.append(why)
+            if not job.in_thread:
+                job.handler.cancel()
+
+    def _idle(self) -> bool:
+        return not self.ledger.active and not self.ledger.ended and not self.ledger.claims and not self.ledger.asked
+
+    async def _keep_lease(self, identity: Identity, lease: psycopg.AsyncConnection[Any]) -> None:
+        """Heartbeats; after a lost session the worker attaches again. At the end it says that it has ended."""
+        while not self._stopped.is_set():
+            try:
+                await wait_any(self._stopped, at_most=self.settings.lease.heartbeat.total_seconds())
+                await arun(lease, identity.calls.heartbeat(identity.id))
+                for exchange in self._exchanges:
+                    await exchange.reconcile()
+            except BROKEN as error:
+                if not lease.broken and not isinstance(error, NoSession):
+                    log.warning("a heartbeat was not answered: %s", str(error).strip())
+                    continue
+                log.warning("the lease session was lost: %s", str(error).strip())
+                await lease.close()
+                again = await persist(
+                    "re-attach", lambda: self._reattach(identity), self._stopped, (*BROKEN, ConnectError)
+                )
+                if again is None:
+                    return
+                lease = again
+        with contextlib.suppress(*BROKEN):
+            await arun(lease, identity.calls.detach(identity.id))
+        await lease.close()
+
+    async def _reattach(self, identity: Identity) -> psycopg.AsyncConnection[Any]:
+        lease, unknown = await identity.reattach(self.ledger.claims)
+        for claim_id in unknown:
+            if (job := self.ledger.claims.get(claim_id)) is not None:
+                log.error("job %s: the server no longer knows claim %s; its handler is stopped", job.job_id, claim_id)
+                self._ask_to_stop(job, "the server no longer knows the claim")
+        log.info("attached again")
+        return lease
+
+    async def _listen(self, identity: Identity) -> None:
+        """Wake at a notification for one of the queues; a poll finds what a lost one left."""
+        while True:
+            connection = await persist(
+                "listen", lambda: identity.connect("listener", ""), self._stopped, (*BROKEN, ConnectError)
+            )
+            if connection is None:
+                return
+            try:
+                channel = await arun(connection, identity.calls.channel())
+                await connection.execute(f"listen {channel}")
+                self.ledger.wake()
+                async for notify in connection.notifies():
+                    if notify.payload in self.queues:
+                        self.ledger.wake()
+            except (*BROKEN, *TRY_AGAIN) as error:
+                log.warning("the listener was lost: %s", str(error).strip())
+            finally:
+                await connection.close()
+
+    @contextlib.asynccontextmanager
+    async def _state(self) -> AsyncIterator[Any]:
+        if self.app.make_state is None:
+            yield None
+            return
+        async with self.app.make_state() as state:
+            yield state
+
+
+def run_worker(app: App, settings: Settings | None = None, **options: Any) -> int:
+    """Run a worker until SIGTERM or SIGINT (a second one cancels what runs); its exit code.
+
+    `options` are those of `Settings`. When a handler still runs at the end (a thread that does not return), the process
+    is ended without waiting for it, with `ExitCode.STILL_RUNNING`.
+    """
+    worker_settings = settings or Settings(**options)
+
+    async def main() -> ExitCode:
+        worker = Worker(app, worker_settings)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, worker.stop)
+        return await worker.run()
+
+    code = asyncio.run(main())
+    if code is ExitCode.STILL_RUNNING:
+        logging.shutdown()
+        os._exit(code)
+    return int(code)

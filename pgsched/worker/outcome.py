@@ -1,0 +1,61 @@
+"""How a claim ended, as `finish` takes it: the JSON text of one result."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from datetime import timedelta
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+
+from pgsched.retry import Exponential
+
+_TRACEBACK_CHARS = 20_000
+_ERROR_CHARS = 10_000
+
+
+def succeeded(job_id: int, claim_id: int, result: Any) -> str:
+    """The handler has returned `result`. Raises `ValueError` or `TypeError` when it is no JSON."""
+    if result is None:
+        return f'{{"job_id":{job_id},"claim_id":{claim_id},"outcome":"succeeded"}}'
+    text = json.dumps(to_jsonable_python(result, inf_nan_mode="constants"), allow_nan=False)
+    return f'{{"job_id":{job_id},"claim_id":{claim_id},"outcome":"succeeded","result":{text}}}'
+
+
+def raised(job_id: int, claim_id: int, error: BaseException, retry: Exponential | None, *, final: bool = False) -> str:
+    """The handler has raised `error`; `final`: another attempt would change nothing."""
+    frames = "".join(traceback.format_exception(error))
+    fields: dict[str, Any] = {
+        "job_id": job_id,
+        "claim_id": claim_id,
+        "outcome": "failed" if final else "retry",
+        "error_type": type(error).__qualname__,
+        "error": _clean(str(error), _ERROR_CHARS),
+        "traceback": _clean(frames, _TRACEBACK_CHARS),
+    }
+    if retry is not None:
+        fields |= {"first_s": _seconds(retry.first), "cap_s": _seconds(retry.cap)}
+    return json.dumps(fields)
+
+
+def failed(job_id: int, claim_id: int, reason: str) -> str:
+    """The job ends here, for this reason."""
+    return json.dumps(
+        {"job_id": job_id, "claim_id": claim_id, "outcome": "failed", "reason": _clean(reason, _ERROR_CHARS)}
+    )
+
+
+def given_back(job_id: int, claim_id: int, reason: str) -> str:
+    """The job goes back to ready, uncharged."""
+    return json.dumps({"job_id": job_id, "claim_id": claim_id, "outcome": "give_back", "reason": reason})
+
+
+def _clean(text: str, limit: int) -> str:
+    """What Postgres can store of a text: no NUL, no lone surrogates, its end where it is too long."""
+    text = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    return text if len(text) <= limit else f"[{len(text) - limit} characters left out] ...{text[-limit:]}"
+
+
+def _seconds(span: timedelta) -> float:
+    return span.total_seconds()

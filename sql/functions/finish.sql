@@ -1,0 +1,238 @@
+-- How a claim ends: the one home of that rule. finish(), reconcile() and rescue() all come here.
+--
+-- `ended`: an array of {job_id, claim_id, outcome, ...}; outcome is one of
+--   succeeded   {result}
+--   failed      {reason?, error_type?, error?, traceback?}   ends the job whatever its retry budget
+--   retry       {error_type?, error?, traceback?, after_s? or first_s?, cap_s?}   failed, where the budget is used up
+--   snooze      {after_s, reason?}   waits, and the attempt is not charged
+--   cancelled   {reason?}
+--   give_back   {}   back to ready at once, and the attempt is not charged
+--   lost        {reason, charged}   its worker died (only rescue() may say so)
+-- A running job that was told to cancel ends as cancelled whatever is reported.
+--
+-- Answers a verdict for every claim that this worker held: accepted; cancelled (ended, but as cancelled);
+-- rolled_back (nothing changed: the success of a transactional task counts only through its own transaction).
+-- For any other claim it answers nothing.
+-- Locks: its own running rows, skipping those that somebody else holds at this moment.
+create or replace function settle(the_worker bigint, ended jsonb, rescuing boolean default false)
+returns table (job_id bigint, claim_id bigint, verdict text)
+language plpgsql
+set search_path from current
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set jit = off
+set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+declare
+    t timestamptz := clock_timestamp();
+    max_lost integer := 0;
+begin
+    if rescuing then
+        max_lost := (select (value #>> '{}')::integer from setting where name = 'max_lost_attempts');
+    end if;
+    return query
+    with given as materialized (
+        select * from jsonb_to_recordset(ended) g (job_id bigint, claim_id bigint, outcome text, result jsonb, reason text,
+            error_type text, error text, traceback text, after_s double precision, first_s double precision,
+            cap_s double precision, charged boolean)
+    ),
+    mine as materialized (
+        select g.*, r.queue, r.attempt, r.lost_attempts + coalesce(g.charged, false)::integer as losses, r.worker_id,
+            r.started_at, r.expires_at,
+            case
+                when r.stop_reason = 'cancel' then 'cancelled'
+                when g.outcome = 'retry' then
+                    case when r.attempt >= (select j.max_attempts from job j where j.id = g.job_id) then 'failed' else 'retry' end
+                when g.outcome = 'lost' and rescuing then
+                    case when r.lost_attempts + coalesce(g.charged, false)::integer >= max_lost and g.charged then 'failed' else 'give_back' end
+                when g.outcome in ('succeeded', 'failed', 'snooze', 'cancelled', 'give_back') then g.outcome
+                else refuse('PGS09', format('finish: outcome "%s" of claim %s is not known', g.outcome, g.claim_id),
+                    'It is one of succeeded, failed, retry, snooze, cancelled, give_back.')
+            end as fate,
+            case
+                when r.transactional and g.outcome = 'succeeded' then 'rolled_back'
+                when r.stop_reason = 'cancel' then 'cancelled'
+                else 'accepted'
+            end as verdict
+        from given g
+            -- (A subquery with a lock keeps its place: the planner cannot turn the join round and walk all of running.
+            -- And "not <>" serves no index: by worker_id it would walk all that this worker runs, for each.)
+            cross join lateral (
+                select * from running r
+                where r.job_id = g.job_id and r.claim_id = g.claim_id and not r.worker_id <> the_worker
+                for update skip locked
+            ) r
+    ),
+    settled as materialized (
+        select * from mine where verdict <> 'rolled_back'
+    ),
+    gone as (
+        delete from running
+        where job_id = any (array(select job_id from settled))
+        returning 1
+    ),
+    finally as (
+        insert into finished (job_id, queue, state, reason, claim_id, attempt, worker_id, started_at, finished_at, result)
+        select job_id, queue, fate,
+            case fate
+                when 'succeeded' then null
+                when 'cancelled' then coalesce(reason, 'cancelled while running')
+                else coalesce(reason, nullif(concat_ws(': ', error_type, left(error, 500)), ''), 'failed')
+            end,
+            claim_id, attempt, worker_id, started_at, t, case fate when 'succeeded' then result end
+        from settled where fate in ('succeeded', 'failed', 'cancelled')
+        on conflict (job_id) do nothing
+    ),
+    freed as (
+        delete from job_key
+        where job_id = any (array(select job_id from settled where fate in ('succeeded', 'failed', 'cancelled')))
+    ),
+    later as (
+        insert into waiting (job_id, queue, reason, run_at, expires_at, attempt, lost_attempts)
+        select job_id, queue, case fate when 'retry' then 'retry' else 'scheduled' end,
+            t + case
+                when after_s is null and fate = 'retry' then backoff(attempt, coalesce(first_s, 1), coalesce(cap_s, 3600))
+                else seconds(after_s) end,
+            case fate when 'snooze' then expires_at end,
+            case fate when 'retry' then attempt else attempt - 1 end, losses
+        from settled where fate in ('retry', 'snooze')
+        on conflict (job_id) do nothing
+    ),
+    back as (
+        insert into ready (queue, priority, job_id, expires_at, attempt, lost_attempts)
+        select s.queue, coalesce((select j.priority from job j where j.id = s.job_id), 5), s.job_id, s.expires_at, s.attempt - 1, s.losses
+        from settled s where s.fate = 'give_back'
+        on conflict (queue, job_id) do nothing
+    ),
+    logged as (
+        insert into attempt_log (job_id, claim_id, attempt, state, error_type, error, traceback, worker_id, started_at, ended_at)
+        select job_id, claim_id, attempt,
+            case
+                when outcome = 'lost' then 'lost'
+                else case fate when 'retry' then 'retried' when 'snooze' then 'snoozed' when 'give_back' then 'given_back' else fate end
+            end,
+            error_type, coalesce(error, reason), traceback, worker_id, started_at, t
+        from settled where fate <> 'succeeded'
+        on conflict (job_id, claim_id) do nothing
+    )
+    select job_id, claim_id,
+        case
+            when (select count(*) from gone) <> (select count(*) from settled) then
+                refuse('PGS09', format('finish: a claim stands twice in one call (one of %s)', (select array_agg(claim_id) from mine)),
+                    'Send one outcome a claim.')
+            else verdict
+        end
+    from mine;
+end
+$$;
+comment on function settle(bigint, jsonb, boolean) is 'How a claim ends: the one home of that rule (internal).';
+
+-- Ends claims of the calling worker; with `want`, claims in the same transaction (see claim).
+-- `results`: see settle. Answers one row with a verdict for each result, then the rows of the claim (verdict null).
+--   accepted     ended as reported
+--   cancelled    ended, but as cancelled: it had been told to stop
+--   already      an earlier call has ended this claim (a resend after a lost answer)
+--   busy         somebody holds the row at this moment: nothing changed, send it again
+--   rolled_back  nothing changed: see settle
+--   stale        this claim is not (or no longer) this worker's: nothing changed
+-- So it is idempotent, and it raises for no job of a batch. Durable whatever the role's default.
+-- Errors: PGS02, PGS03, PGS09 (an unknown outcome, a claim twice in one call); a value that cannot be stored (class 22).
+create or replace function finish(worker_id bigint, results jsonb, want jsonb default null)
+returns table (verdict text, lane integer, "position" bigint, job_id bigint, claim_id bigint, attempt integer, task text, args jsonb, "timeout" interval, extra jsonb)
+language plpgsql security definer
+set search_path from current
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set jit = off
+set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+declare
+    jobs bigint[];
+    claims bigint[];
+    verdicts text[];
+begin
+    perform session_of(worker_id);
+    perform force_durable();
+    if jsonb_typeof(results) is distinct from 'array' then
+        perform refuse('PGS09', 'finish: results must be an array of outcomes',
+            'For example [{"job_id": 1, "claim_id": 17592186044417, "outcome": "succeeded"}].');
+    end if;
+    select array_agg(s.job_id), array_agg(s.claim_id), array_agg(s.verdict) into jobs, claims, verdicts
+    from settle($1, results) s;
+    return query
+    select u.verdict, null::integer, null::bigint, u.job_id, u.claim_id, null::integer, null::text, null::jsonb, null::interval, null::jsonb
+    from unnest(verdicts, jobs, claims) u (verdict, job_id, claim_id);
+    if jsonb_array_length(results) > coalesce(cardinality(claims), 0) then
+        -- A later statement than the one that skipped them: whoever held a row then may have committed by now.
+        return query
+        select
+            case
+                when exists (select from attempt_log a where a.job_id = g.job_id and a.claim_id = g.claim_id) then
+                    case (select a.state from attempt_log a where a.job_id = g.job_id and a.claim_id = g.claim_id)
+                        when 'lost' then 'stale' else 'already' end
+                when exists (select from finished f where f.job_id = g.job_id and f.claim_id = g.claim_id) then 'already'
+                when exists (select from running r where r.job_id = g.job_id and r.claim_id = g.claim_id and r.worker_id = $1) then 'busy'
+                else 'stale'
+            end,
+            null::integer, null::bigint, g.job_id, g.claim_id, null::integer, null::text, null::jsonb, null::interval, null::jsonb
+        from jsonb_to_recordset(results) g (job_id bigint, claim_id bigint)
+        where claims is null or not coalesce(g.claim_id = any (claims), false);
+    end if;
+    if want is not null then
+        return query
+        select null::text, c.lane, c."position", c.job_id, c.claim_id, c.attempt, c.task, c.args, c.timeout, c.extra
+        from claim($1, want) c;
+    end if;
+end
+$$;
+comment on function finish(bigint, jsonb, jsonb) is 'Ends claims of the calling worker, a verdict each, and with want claims in the same transaction.';
+
+-- Gives back, uncharged, what the worker's ended work sessions claimed and the worker does not know: the answer of such
+-- a claim was lost with its session. `ended_session_nos`: sessions that the worker has closed, never one that it uses.
+-- `claim_ids`: every claim that the worker knows. Answers how many went back. A claim that commits after this call is
+-- found by the next one, so the worker repeats it.
+-- Errors: PGS02, PGS03.
+create or replace function reconcile(worker_id bigint, ended_session_nos integer[], claim_ids bigint[]) returns integer
+language plpgsql security definer
+set search_path from current
+as $$
+#variable_conflict use_column
+declare
+    unknown jsonb;
+begin
+    perform session_of(worker_id);
+    perform force_durable();
+    unknown := (
+        select jsonb_agg(jsonb_build_object('job_id', r.job_id, 'claim_id', r.claim_id, 'outcome', 'give_back',
+            'reason', 'the claim''s answer was lost with its session'))
+        from running r
+        where r.worker_id = $1 and r.session_no = any (ended_session_nos) and not r.claim_id = any (claim_ids));
+    return (select count(*) from settle($1, coalesce(unknown, '[]')));
+end
+$$;
+comment on function reconcile(bigint, integer[], bigint[]) is 'Gives back what the worker''s ended sessions claimed and the worker does not know.';
+
+-- A span of time from a number of seconds, whatever the number: 0 to 100 years.
+create or replace function seconds(s double precision) returns interval
+language sql immutable
+set search_path from current
+as $$ select make_interval(secs => least(greatest(coalesce(s, 0), 0), 3155760000)) $$;
+comment on function seconds(double precision) is 'A span of time from any number of seconds, clamped to 0 to 100 years (internal).';
+
+-- The wait after failed attempt number `attempt` (from 1): first_s, doubled each time, at most cap_s. Finite and never
+-- negative for any number: the exponent is clamped before anything can overflow.
+create or replace function backoff(attempt integer, first_s double precision, cap_s double precision) returns interval
+language sql immutable
+set search_path from current
+as $$
+select seconds(least(cap_s, greatest(least(first_s, 1e10), 0) * power(2::double precision, least(greatest(attempt, 1) - 1, 60))))
+$$;
+comment on function backoff(integer, double precision, double precision) is 'The wait after a failed attempt: exponential, capped, finite for any number.';

@@ -1,0 +1,1 @@
+"""The test bed: real Postgres servers, thrown away at the end."""
