@@ -162,6 +162,11 @@ class App:
 
         return run_worker(self, **options)
 
+    def use(self, dsn: str) -> None:
+        """Use this database from now on, whatever the App was made with (`pgsched worker --dsn`)."""
+        self.client.close()
+        self.client = Client(dsn, self.client.schema)
+
     def close(self) -> None:
         """Close what the App has opened for synchronous calls."""
         self.client.close()

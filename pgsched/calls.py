@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from psycopg import sql
@@ -47,6 +47,19 @@ class Calls:
         """Enqueue the JSON array `jobs`; the ids in input order."""
         return self._call("select @enqueue_many(%(jobs)s::jsonb, %(notify)s)", _column, jobs=jobs, notify=notify)
 
+    def enqueue(self, **values: Any) -> Call[int]:
+        """Enqueue one job by the parameters of the SQL function enqueue, spans and times as texts; its id."""
+        casts = {
+            "args": "jsonb",
+            "run_at": "timestamptz",
+            "delay": "interval",
+            "expires_at": "timestamptz",
+            "timeout": "interval",
+        }
+        given = {name: value for name, value in values.items() if value is not None}
+        named = ", ".join(f'"{name}" => %({name})s' + (f"::{casts[name]}" if name in casts else "") for name in given)
+        return self._call(f"select @enqueue({named})", _scalar, **given)
+
     # People
 
     def job(self, job_id: int) -> Call[dict[str, Any] | None]:
@@ -66,7 +79,7 @@ class Calls:
     ) -> Call[list[dict[str, Any]]]:
         """The newest jobs by state, queue and task."""
         return self._call(
-            "select to_jsonb(l) from @list_jobs(%(state)s, %(queue)s, %(task)s, %(before)s, %(limit)s) l",
+            "select to_jsonb(j) from @list_jobs(%(state)s, %(queue)s, %(task)s, %(before)s, %(limit)s) j",
             _column,
             state=state,
             queue=queue,
@@ -93,9 +106,11 @@ class Calls:
 
     # Operators
 
-    def prune(self, older_than: timedelta, n: int) -> Call[int]:
-        """Remove up to n jobs that ended longer ago; how many went, -1 when somebody else prunes now."""
-        return self._call("select @prune(%(older_than)s, %(n)s)", _scalar, older_than=older_than, n=n)
+    def prune(self, older_than: str, n: int) -> Call[int]:
+        """Remove up to n jobs that ended longer ago than this interval; how many went, -1 when somebody else prunes now."""
+        return self._call(
+            "select @prune(%(older_than)s::interval, %(n)s::integer)", _scalar, older_than=older_than, n=n
+        )
 
     def grant_access(self, role: str, level: str) -> Call[None]:
         """Let a role use what its level may use."""

@@ -32,7 +32,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Self, TypedDict
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -44,6 +44,7 @@ __all__ = [
     "Binaries",
     "EmbeddedPostgres",
     "EmbeddedPostgresError",
+    "Spawn",
     "all_binaries",
     "find_binaries",
     "reachable",
@@ -89,6 +90,16 @@ class Binaries:
         return int(self.version.split(".")[0])
 
 
+class Spawn(TypedDict, total=False):
+    """Keyword arguments of `subprocess.Popen`."""
+
+    cwd: str
+    env: dict[str, str]
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
 @dataclass(frozen=True)
 class Account:
     """The operating-system account that runs the server."""
@@ -97,11 +108,11 @@ class Account:
     uid: int
     gid: int
 
-    def spawn(self) -> dict[str, Any]:
-        """The keyword arguments with which `subprocess` runs a program as this account, in a folder it can enter."""
+    def spawn(self) -> Spawn:
+        """How to run a program as this account, in a folder that it can enter."""
         # LC_ALL: no error text in the user's language. PG*: a PGDATA or PGOPTIONS is meant for another server.
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
-        common: dict[str, Any] = {"cwd": "/", "env": inherited | {"LC_ALL": "C", "LANGUAGE": ""}}
+        env = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+        common: Spawn = {"cwd": "/", "env": env | {"LC_ALL": "C", "LANGUAGE": ""}}
         return common if os.geteuid() != 0 else common | {"user": self.uid, "group": self.gid, "extra_groups": []}
 
 
@@ -134,7 +145,7 @@ def _candidates() -> list[tuple[str, Path]]:
 
 def _inspect(bindir: Path, account: Account | None = None) -> Binaries | str:
     """The installation in `bindir` as far as `account` can run it, or the reason why it is of no use."""
-    options = account.spawn() if account is not None else {}
+    options: Spawn = account.spawn() if account is not None else {}
     found = None
     for name in ("initdb", "postgres"):
         command = [str(bindir / name), "--version"]
@@ -562,6 +573,7 @@ def _stop_leftover(place: _Data) -> None:
 
     Used as it is, it might be going down this very moment, because the watcher noticed the death too.
     """
+    pid = None
     for name, seconds in _SHUTDOWN:
         deadline = time.monotonic() + seconds
         while (pid := _postmaster(place)) is not None and time.monotonic() < deadline:
@@ -664,18 +676,23 @@ def _launch(place: _Data, binaries: Binaries, sockets: Path, undo: contextlib.Ex
     if place.log.exists() and place.log.stat().st_size > _LOG_BYTES:
         place.log.replace(place.log.with_suffix(".log.1"))
     with os.fdopen(os.open(place.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600), "ab") as output:
-        # Sessions of their own: Ctrl-C at the terminal is for the owner, who still needs the server to end in order.
-        spawn = place.account.spawn() | {"stdout": output, "stderr": output, "start_new_session": True}
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, **spawn)
+        process = _spawn(command, place.account, subprocess.DEVNULL, output)
         undo.callback(_shut_down, process)
         watched, pipe = os.pipe()
         undo.callback(_let_go, _hold(pipe))
         try:
-            watcher = subprocess.Popen(["/bin/sh", "-c", _WATCHER, "sh", str(process.pid)], stdin=watched, **spawn)
+            watcher = _spawn(["/bin/sh", "-c", _WATCHER, "sh", str(process.pid)], place.account, watched, output)
         finally:
             os.close(watched)
     undo.callback(_dismiss, watcher, pipe)
     return process
+
+
+def _spawn(command: list[str], account: Account, stdin: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    # A session of its own: Ctrl-C at the terminal is for the owner, who still needs the server to end in order.
+    return subprocess.Popen(
+        command, stdin=stdin, stdout=output, stderr=output, start_new_session=True, **account.spawn()
+    )
 
 
 def _dismiss(watcher: subprocess.Popen[bytes], pipe: int) -> None:

@@ -57,8 +57,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         result = yield
     except BaseException as error:
         if fresh is not None and not isinstance(error, pytest.skip.Exception):
-            for broken in _broken_invariants(item, fresh):
-                error.add_note(f"broken invariant: {broken}")
+            for row in _broken_invariants(item, fresh):
+                error.add_note(f"broken invariant: {row}")
         raise
     if fresh is not None and (broken := _broken_invariants(item, fresh)):
         pytest.fail("broken invariants after the test:\n" + "\n".join(map(str, broken)), pytrace=False)

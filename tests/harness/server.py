@@ -106,7 +106,7 @@ class Server(testing.postgresql.Postgresql):  # type: ignore[misc]
         self.terminate()
         self.start()
 
-    def _execute(self, command: sql.Composable) -> None:
+    def _execute(self, command: sql.Composed) -> None:
         if self._admin is None or self._admin.closed:
             self._admin = psycopg.connect(self.conninfo(), autocommit=True, application_name="test bed")
         self._admin.execute(command)
@@ -137,8 +137,14 @@ class Server(testing.postgresql.Postgresql):  # type: ignore[misc]
         self.prestart()
         with Path(self.base_dir, f"{self.name}.log").open("ab") as log:
             # A session of its own: Ctrl-C is for pytest, whose fixtures still need the server.
-            options = {"stdout": log, "stderr": log, "stdin": subprocess.DEVNULL, "start_new_session": True}
-            self.child_process = subprocess.Popen(self.get_server_commandline(), **options, **self._account.spawn())
+            self.child_process = subprocess.Popen(
+                self.get_server_commandline(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                **self._account.spawn(),
+            )
         deadline = time.monotonic() + 60
         while not self.is_server_available():
             if self.child_process.poll() is not None or time.monotonic() > deadline:

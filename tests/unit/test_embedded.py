@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 from harness.server import fastest_folder, installations
+from psycopg.conninfo import conninfo_to_dict
 
 from pgsched import embedded
 from pgsched.embedded import Binaries, EmbeddedPostgresError, all_binaries, find_binaries, start
@@ -37,7 +38,8 @@ sys.stdin.read()
 
 @pytest.fixture(scope="module", params=installations(), ids=lambda binaries: f"pg{binaries.major}")
 def binaries(request: pytest.FixtureRequest) -> Binaries:
-    return request.param
+    binaries: Binaries = request.param
+    return binaries
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,8 @@ class Owner:
         assert self.process.stdout is not None and self.process.stderr is not None
         line = self.process.stdout.readline()
         assert line, self.process.stderr.read()
-        return json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def end(self) -> None:
         self.process.communicate(timeout=30)
@@ -116,7 +119,7 @@ def test_stopped_and_started_again(data: Path, binaries: Binaries) -> None:
         assert rows(pg.dsn) == [(1,)]
         postmaster = int((data / "cluster/postmaster.pid").read_text().split()[0])
         assert os.getsid(postmaster) != os.getsid(0)  # Ctrl-C at the terminal does not reach it
-        host = Path(str(psycopg.conninfo.conninfo_to_dict(pg.dsn)["host"]))
+        host = Path(str(conninfo_to_dict(pg.dsn)["host"]))
         assert stat.S_IMODE(host.stat().st_mode) == 0o700
         with psycopg.connect(pg.dsn) as connection:
             settings = (
@@ -302,7 +305,7 @@ def test_a_socket_folder_that_another_user_made_is_not_used(
     data: Path, binaries: Binaries, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
     with start(data, binaries=binaries) as pg:
-        name = Path(str(psycopg.conninfo.conninfo_to_dict(pg.dsn)["host"])).name
+        name = Path(str(conninfo_to_dict(pg.dsn)["host"])).name
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     (folder / name).mkdir(mode=0o700)
     os.chown(folder / name, 12345, 12345)

@@ -196,17 +196,6 @@ end
 $$;
 comment on function check_jobs(new_job[], timestamptz) is 'Refuses the first job with a value that may not be (internal).';
 
--- A text for an error message: quoted, and cut where it is long.
-create or replace function shown(value text) returns text
-language sql immutable
-set search_path from current
-as $$
-select case when value is null then 'null'
-    when length(value) > 60 then format('"%s..." (%s characters)', left(value, 60), length(value))
-    else format('"%s"', value) end
-$$;
-comment on function shown(text) is 'A text for an error message, cut where it is long (internal).';
-
 -- Takes the unique keys of new jobs. Answers, for each job in order, its own id where it may be made, else its key's holder.
 -- Keys are taken in sorted order, so that two callers cannot deadlock.
 create or replace function take_keys(given new_job[], ids bigint[]) returns bigint[]

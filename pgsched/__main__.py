@@ -1,0 +1,5 @@
+"""`python -m pgsched`: the command line."""
+
+from pgsched.cli import main
+
+main()

@@ -1,0 +1,123 @@
+"""Commands that run something: a worker, a development set-up, the demo."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pgsched.app import App
+from pgsched.cli.options import Dsn
+from pgsched.errors import UsageError
+
+Target = Annotated[str, typer.Argument(help="Where the App is: module:attribute, for example shop.jobs:app.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(worker)
+    app.command()(dev)
+    app.command()(demo)
+
+
+def load(target: str) -> App:
+    """The App at `module:attribute`. Raises `UsageError` that says what is not there."""
+    module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute:
+        raise UsageError(f'"{target}" names no App: write module:attribute, for example shop.jobs:app')
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise UsageError(f'"{target}": {error} (looked in {Path.cwd()} and the installed packages)') from error
+    except AttributeError as error:
+        raise UsageError(f'"{target}": {error}') from error
+    if not isinstance(found, App):
+        raise UsageError(f'"{target}" is a {type(found).__name__}, no pgsched.App')
+    return found
+
+
+def worker(
+    target: Target,
+    queues: Annotated[
+        str | None, typer.Option(help="Queues to serve, by comma; else those of the App's tasks.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="How many jobs at once.")] = 100,
+    name: Annotated[str | None, typer.Option(help="Its name in the view workers.")] = None,
+    poll: Annotated[float, typer.Option(help="Seconds between looks without a notification.")] = 1.0,
+    drain: Annotated[float, typer.Option(help="Seconds that running jobs may take after SIGTERM.")] = 30.0,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    dsn: Dsn = None,
+) -> None:
+    """Run jobs until SIGTERM; a second SIGTERM cancels what runs. Exit codes: 0 clean, 3 a handler still ran, 4 rescued."""
+    from pgsched.worker import Settings, run_worker
+
+    _log(log_level)
+    app = load(target)
+    if dsn is not None:
+        app.use(dsn)
+    settings = Settings(
+        queues=[q.strip() for q in queues.split(",") if q.strip()] if queues is not None else None,
+        concurrency=concurrency,
+        name=name,
+        poll=timedelta(seconds=poll),
+        drain=timedelta(seconds=drain),
+    )
+    raise typer.Exit(run_worker(app, settings))
+
+
+def dev(
+    target: Annotated[
+        str | None, typer.Argument(help="The App, module:attribute; without one only Postgres runs.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Where Postgres keeps its data; else the user's data directory.")
+    ] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Run an embedded Postgres with the schema, and a worker that is started again when it dies. For development."""
+    from pgsched import embedded, migrate
+    from pgsched.worker.child import ChildWorker
+
+    _log(log_level)
+    _end_on_sigterm()
+    if target is not None:
+        load(target)
+    with embedded.start(data) as server:
+        migrate.upgrade(server.dsn)
+        print(f"Postgres {'was already running' if server.reused else 'runs'}: PGSCHED_DSN='{server.dsn}'", flush=True)
+        if target is None:
+            signal.pause()
+        with ChildWorker(["worker", str(target), "--log-level", log_level], server.dsn) as child:
+            child.keep()
+
+
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="Where Postgres keeps its data; else the user's data directory.")
+    ] = None,
+    dsn: Dsn = None,
+) -> None:
+    """Read the real time-zone changes of a decade, one job a zone, and show what came of it. Takes a few seconds."""
+    from pgsched.demo.show import run
+
+    _end_on_sigterm()
+    raise typer.Exit(run(data, dsn or os.environ.get("PGSCHED_DSN") or None))
+
+
+def _end_on_sigterm() -> None:
+    """SIGTERM ends a command as Ctrl-C does, through every `with`."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
+def _log(level: str) -> None:
+    if level.lower() not in ("debug", "info", "warning", "error"):
+        raise UsageError(f'--log-level is "{level}": it is one of debug, info, warning, error')
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
