@@ -38,6 +38,8 @@ def template(server: Server) -> str:
 def dsn(server: Server, template: str) -> Iterator[str]:
     """A fresh database with pgsched, of this test alone. After the test, `pgsched.check_invariants` must find nothing."""
     fresh = server.database(template)
+    with psycopg.connect(fresh, autocommit=True) as adopting:
+        adopting.execute("select pgsched.adopt()")  # a copy of the template is refused by workers otherwise
     yield fresh
     server.drop(fresh)
 

@@ -70,7 +70,7 @@ def worker(
         poll=timedelta(seconds=poll),
         drain=timedelta(seconds=drain),
     )
-    raise typer.Exit(run_worker(app, settings))
+    raise typer.Exit(run_worker(app, settings, restore_signals=False))
 
 
 def dev(

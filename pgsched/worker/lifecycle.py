@@ -8,6 +8,7 @@ import enum
 import logging
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("pgsched.worker")
 
 _CANCEL_GRACE = 10.0
+_HURRIED_GRACE = 1.0
 
 
 class ExitCode(enum.IntEnum):
@@ -205,10 +207,9 @@ class Worker:
                     await wait_any(self._hurry, at_most=0.02)
         for job in list(self.ledger.claims.values()):
             self._ask_to_stop(job, "its worker was told to stop")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1.0 if self._hurry.is_set() else _CANCEL_GRACE):
-                while not self._idle():
-                    await wait_any(at_most=0.005)
+        began = time.monotonic()
+        while not self._idle() and time.monotonic() - began < (_HURRIED_GRACE if self._hurry.is_set() else _CANCEL_GRACE):
+            await wait_any(at_most=0.005)
 
     def _ask_to_stop(self, job: Claimed, why: str) -> None:
         """An asynchronous handler is cancelled and its job goes back; a thread is told, and is waited for."""
@@ -282,23 +283,36 @@ class Worker:
             yield state
 
 
-def run_worker(app: App, settings: Settings | None = None, **options: Any) -> int:
+def run_worker(app: App, settings: Settings | None = None, *, restore_signals: bool = True, **options: Any) -> int:
     """Run a worker until SIGTERM or SIGINT (a second one cancels what runs); its exit code.
 
     `options` are those of `Settings`. When a handler still runs at the end (a thread that does not return), the process
-    is ended without waiting for it, with `ExitCode.STILL_RUNNING`.
+    is ended without waiting for it, with `ExitCode.STILL_RUNNING`. `restore_signals` False leaves both signals ignored
+    afterwards, for a process that ends with this code.
     """
     worker_settings = settings or Settings(**options)
 
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in signals}
+
     async def main() -> ExitCode:
         worker = Worker(app, worker_settings)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, worker.stop)
-        return await worker.run()
+        for number in signals:
+            asyncio.get_running_loop().add_signal_handler(number, worker.stop)
+        try:
+            code = await worker.run()
+        finally:
+            # It has stopped: one more signal shall not change its exit code.
+            for number in signals:
+                asyncio.get_running_loop().remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)
+        if code is ExitCode.STILL_RUNNING:
+            logging.shutdown()
+            os._exit(code)
+        return code
 
-    code = asyncio.run(main())
-    if code is ExitCode.STILL_RUNNING:
-        logging.shutdown()
-        os._exit(code)
-    return int(code)
+    try:
+        return int(asyncio.run(main()))
+    finally:
+        for number, handler in before.items() if restore_signals else ():
+            signal.signal(number, handler)

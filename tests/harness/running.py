@@ -1,0 +1,134 @@
+"""Workers for tests: in this process, or as real child processes that can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from pgsched.app import App
+from pgsched.worker import ExitCode, Settings, Worker
+from pgsched.worker.child import ChildWorker
+
+PATIENCE_S = 30.0
+
+
+class Working:
+    """A worker that runs in a thread of this process; `code` after its end."""
+
+    def __init__(self) -> None:
+        self.code: ExitCode | None = None
+        self.over = threading.Event()
+        self.worker: Worker | None = None
+
+    def wait_until(self, condition: str) -> None:
+        """Wait until the SQL `condition` is true while this worker runs."""
+        wait_until(self.worker.app.client.dsn, condition, self.over.is_set)  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def working(app: App, dsn: str, **options: Any) -> Iterator[Working]:
+    """Run a worker on `app` in a thread; it is stopped at the end, and must end."""
+    app.use(dsn)
+    state = Working()
+    ready = threading.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
+    errors: list[BaseException] = []
+
+    async def main() -> None:
+        loops.append(asyncio.get_running_loop())
+        try:
+            state.worker = Worker(app, Settings(**options))
+            ready.set()
+            state.code = await state.worker.run()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            ready.set()
+            state.over.set()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    ready.wait()
+    try:
+        yield state
+    finally:
+        if not state.over.is_set() and state.worker is not None:
+            loops[0].call_soon_threadsafe(state.worker.stop)
+        thread.join(PATIENCE_S)
+        app.close()
+    assert not thread.is_alive(), "the worker did not stop"
+    if errors:
+        raise errors[0]
+
+
+def work_until(app: App, dsn: str, condition: str, **options: Any) -> ExitCode:
+    """Run a worker until the SQL `condition` is true (else fail), then stop it; its exit code."""
+    with working(app, dsn, **options) as state:
+        state.wait_until(condition)
+    assert state.code is not None
+    return state.code
+
+
+def wait_until(dsn: str, condition: str, over: Callable[[], bool] = lambda: False) -> None:
+    """Wait until the SQL `condition` is true. Fails after 30 s, or when `over()` says that it never will be."""
+    deadline = time.monotonic() + PATIENCE_S
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        while not connection.execute(f"select {condition}").fetchone()[0]:  # type: ignore[index]
+            assert time.monotonic() < deadline, f"never true: {condition}\n{_jobs(connection)}"
+            assert not over(), f"the worker ended before: {condition}\n{_jobs(connection)}"
+            time.sleep(0.01)
+
+
+ENDED = "not exists (select from pgsched.job j where not exists (select from pgsched.finished f where f.job_id = j.id))"
+
+
+def ended(*ids: int) -> str:
+    """The condition that these jobs have ended."""
+    return f"(select count(*) from pgsched.finished where job_id = any (array{list(ids)}::bigint[])) = {len(ids)}"
+
+
+def make_trace(dsn: str) -> None:
+    """The table in which the tests' tasks leave a trace of what really ran."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(
+            "create table if not exists trace "
+            "(id bigserial, what text, job_id bigint, pid int, at timestamptz default clock_timestamp())"
+        )
+
+
+@contextlib.contextmanager
+def child(dsn: str, *options: str, quiet: bool = True) -> Iterator[ChildWorker]:
+    """A worker process on the tests' App; reaped and, if need be, rescued at the end."""
+    here = Path(__file__).parent.parent
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent)])
+    worker = ChildWorker(["worker", "harness.apps:app", *options], dsn, quiet=quiet)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        if worker.process is not None:
+            worker.process.kill()
+            worker.reap()
+
+
+def hurry(worker: ChildWorker) -> int:
+    """SIGTERM again and again (two that come together count once) until the worker has ended; its exit code."""
+    assert worker.process is not None
+    while True:
+        worker.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return worker.process.wait(0.2)
+
+
+def _jobs(connection: psycopg.Connection[Any]) -> str:
+    rows = connection.execute("select id, task, state, attempt, reason from pgsched.jobs order by id limit 20").fetchall()
+    return "\n".join(map(str, rows))

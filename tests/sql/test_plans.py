@@ -1,0 +1,261 @@
+"""The plan is pinned: what the hot functions read does not grow with the tables, whatever the statistics say.
+
+Every statement inside a call is looked at as it was executed (auto_explain), on tables that were analysed while they
+were empty and hold many rows now, in a session that planned its statements when there was next to nothing, and after
+an ANALYZE of the full tables. The short form has 20,000 rows a table, the campaign 1,000,000.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+from harness.server import Server
+from psycopg import sql
+
+pytestmark = pytest.mark.campaign
+
+ROWS = 1_000_000 if os.environ.get("PGSCHED_CAMPAIGN") else 20_000
+RUNNING = 5_000
+BUDGET = 2_000  # rows that one scan may visit: no call below asks for more than 200 jobs
+TABLES = {"waiting", "ready", "running", "finished", "job", "job_key", "attempt_log"}
+STATES = ["scheduled", "retrying", "blocked", "parked", "held", "ready", "running", "cancelling"]
+STATES += ["succeeded", "failed", "cancelled", "skipped"]
+
+# What may read a table whole or by the thousand: running is as small as the workers' concurrency, and has no list index.
+WHOLE = {("known_queues", "running"), ("ids_in", "running")}
+
+FILL = """
+create temp table plan on commit drop as
+    select i, case when i %% 1000 = 0 then 'rare' when i %% 10 = 1 then 'other' else 'mail' end as queue
+    from generate_series(1, %(rows)s) i;
+insert into job (id, task, queue, unique_key)
+    select i, 'send', queue, null from plan
+    union all select i + %(rows)s, 'send', queue, 'key ' || i from plan
+    union all select i + 2 * %(rows)s, 'send', queue, null from plan
+    union all select i + 3 * %(rows)s, 'send', queue, null from plan where i <= %(running)s;
+insert into ready (queue, priority, job_id, expires_at)
+    select queue, 5, i, case when i %% 7 = 0 then now() + interval '1 year' end from plan order by i;
+insert into waiting (job_id, queue, reason, run_at, expires_at)
+    select i + %(rows)s, queue,
+        case when i <= 100 then 'scheduled'
+            else (array['scheduled', 'scheduled', 'scheduled', 'retry', 'dependencies', 'limit'])[1 + i %% 6] end,
+        now() + case when i <= 100 then interval '-1 hour' else interval '1 year' end,
+        case when i between 101 and 200 then now() - interval '1 minute' when i %% 7 = 0 then now() + interval '1 year' end
+    from plan;
+insert into job_key (task, unique_key, job_id) select 'send', 'key ' || i, i + %(rows)s from plan;
+insert into finished (job_id, queue, state, claim_id, attempt, finished_at)
+    select i + 2 * %(rows)s, queue, case when i %% 100 = 0 then 'failed' else 'succeeded' end, i, 1, now() from plan;
+insert into attempt_log (job_id, claim_id, attempt, state, ended_at)
+    select i + 2 * %(rows)s, i, 1, 'failed', now() from plan;
+insert into running (job_id, claim_id, attempt, worker_id, session_no, queue, claimed_at, started_at)
+    select i + 3 * %(rows)s, (2::bigint << 44) + i, 1, case when i %% 10 = 0 then %(worker)s else 1 + i %% 97 end, i / 10 %% 3,
+        queue, now(), now()
+    from plan where i <= %(running)s;
+
+-- What a claim meets and cannot hand out: expired jobs, unknown tasks, jobs without a definition, jobs that run already.
+insert into job (id, task, queue)
+    select 4 * %(rows)s + i, case when i <= 20 then 'send' else 'elsewhere' end, 'odd' from generate_series(1, 40) i;
+insert into ready (queue, priority, job_id, expires_at)
+    select 'odd', 5, 4 * %(rows)s + i, case when i <= 20 then now() - interval '1 minute' end from generate_series(1, 60) i;
+insert into ready (queue, priority, job_id) select 'odd', 5, job_id from running order by job_id limit 20;
+select setval('job_id_seq', 5 * %(rows)s), setval('claim_number', %(running)s + 1);
+"""
+
+# (Ordered by the primary key: what these subqueries read is not the functions' doing.)
+MINE = """(select jsonb_agg(jsonb_build_object('job_id', r.job_id, 'claim_id', r.claim_id, 'first_s', 1, 'after_s', 5,
+    'outcome', (array['succeeded', 'failed', 'retry', 'snooze', 'cancelled', 'give_back'])[1 + r.job_id / 10 % 6]))
+    from (select * from pgsched.running where worker_id = {worker} order by job_id limit 200) r)"""
+LANES = '{{"lanes": [{{"queue": "mail", "priority": 5}}, {{"queue": "odd", "priority": 5}}, {{"queue": "none", "priority": 0}}],'
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A call, and which function must be seen to scan which tables: a check that saw nothing proves nothing."""
+
+    call: str
+    scans: dict[str, set[str]]
+
+
+SCENARIOS = {
+    "claim": Scenario(
+        "select * from pgsched.claim({worker}, '" + LANES + '"max_jobs": 100, "free_slots": 50}}\')',
+        {"claim": {"ready", "job"}},
+    ),
+    "claim of what cannot run": Scenario(
+        """select * from pgsched.claim({worker}, '{{"lanes": [{{"queue": "odd", "priority": 5}}], "max_jobs": 100}}')""",
+        {"claim": {"ready", "job", "running"}, "drop_unrunnable": {"running", "job", "job_key"}},
+    ),
+    "finish": Scenario(
+        f"select * from pgsched.finish({{worker}}, {MINE}, '{LANES} \"max_jobs\": 100}}}}')",
+        {"settle": {"running", "job", "job_key"}, "claim": {"ready", "job"}},
+    ),
+    "finish of claims that are over": Scenario(
+        """select * from pgsched.finish({worker}, (select jsonb_agg(
+            jsonb_build_object('job_id', f.job_id, 'claim_id', f.claim_id + f.job_id % 2, 'outcome', 'succeeded'))
+            from (select * from pgsched.finished order by job_id limit 200) f))""",
+        {"settle": {"running"}, "finish": {"attempt_log", "finished", "running"}},
+    ),
+    "reconcile": Scenario(
+        """select pgsched.reconcile({worker}, '{{1}}', (select array_agg(claim_id) from pgsched.running where worker_id = {worker} and job_id % 4 > 0))""",
+        {"reconcile": {"running"}, "settle": {"running", "job"}},
+    ),
+    "stage": Scenario("select pgsched.stage(200)", {"stage": {"waiting", "ready", "job_key", "job"}}),
+    "enqueue_many": Scenario(
+        """select * from pgsched.enqueue_many((select jsonb_agg(jsonb_build_object('task', 'send', 'queue', 'mail',
+            'unique_key', case when i % 3 > 0 then 'key ' || i * 5000 end, 'delay_s', i % 2)) from generate_series(1, 100) i))""",
+        {"take_keys": {"job_key"}},
+    ),
+    "known_queues": Scenario("select pgsched.known_queues()", {"known_queues": {"waiting", "ready", "finished", "running"}}),
+    "list_jobs": Scenario("select count(*) from pgsched.list_jobs()", {"list_jobs": TABLES - {"job_key", "attempt_log"}}),
+}
+for a_state in STATES:
+    a_table = {"ready": "ready", "running": "running", "cancelling": "running"}.get(a_state)
+    a_table = a_table or ("waiting" if a_state in STATES[:5] else "finished")
+    SCENARIOS[f"list_jobs {a_state}"] = Scenario(
+        f"""select pgsched.list_jobs(state => '{a_state}', queue => q) from unnest(array['mail', 'rare', 'none']) q
+            union all select pgsched.list_jobs(state => '{a_state}')""",
+        {"ids_in": {a_table}},
+    )
+SCENARIOS["list_jobs by queue"] = Scenario(
+    "select pgsched.list_jobs(queue => q) from unnest(array['mail', 'rare', 'none']) q",
+    {"ids_in": {"waiting", "ready", "running", "finished"}, "list_jobs": {"job"}},
+)
+
+
+@dataclass
+class Watched:
+    """A session of one worker, and what its last call's statements did: (function, plan)."""
+
+    connection: psycopg.Connection[Any]
+    worker: int
+    plans: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def hear(self, notice: psycopg.errors.Diagnostic) -> None:
+        found = re.search(r"^PL/pgSQL function (?:\w+\.)?(\w+)\(", notice.context or "", re.MULTILINE)
+        message = notice.message_primary or ""
+        if found is not None and message.startswith("duration: "):
+            self.plans.append((found[1], json.loads(message[message.index("{") :])["Plan"]))
+
+    def call(self, scenario: Scenario) -> None:
+        """Make the call and undo it; `plans` are those of its statements."""
+        self.plans.clear()
+        with self.connection.transaction(force_rollback=True):
+            self.connection.execute(scenario.call.format(worker=self.worker))  # type: ignore[call-overload]
+
+
+def watch(dsn: str, version: int) -> Watched:
+    connection = psycopg.connect(dsn, autocommit=True)
+    try:
+        connection.execute("load 'auto_explain'")
+    except psycopg.errors.UndefinedFile:
+        connection.close()
+        pytest.skip(f"Postgres {version} was installed without auto_explain: the plans inside functions cannot be seen")
+    for name, value in {"log_min_duration": "0", "log_nested_statements": "on", "log_analyze": "on", "log_timing": "off",
+                        "log_format": "json", "log_level": "notice"}.items():  # fmt: skip
+        connection.execute(sql.SQL("set auto_explain.{} = {}").format(sql.Identifier(name), value))
+    info = {"protocol": 1, "name": "w", "host": "h", "pid": 1, "app": "a", "queues": ["mail"], "tasks": ["send"]}
+    info |= {"concurrency": 100, "version": "1", "rescue_after_s": 60}
+    row = connection.execute("select worker_id from pgsched.attach(%s)", [json.dumps(info)]).fetchone()
+    assert row is not None
+    watched = Watched(connection, row[0])
+    connection.add_notice_handler(watched.hear)
+    return watched
+
+
+def fill(connection: psycopg.Connection[Any], rows: int, running: int, worker: int) -> None:
+    with psycopg.ClientCursor(connection) as cursor:
+        cursor.execute("set local search_path = pgsched, pg_temp")
+        cursor.execute(FILL, {"rows": rows, "running": running, "worker": worker})
+
+
+@pytest.fixture(scope="module", params=["statistics of empty tables", "plans of empty tables", "statistics of full tables"])
+def watched(request: pytest.FixtureRequest, server: Server, template: str) -> Iterator[Watched]:
+    """A watched session on tables with many rows. Autovacuum is off: nobody else analyses them."""
+    dsn = server.database(template)
+    try:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("select pgsched.adopt()")
+            for table in sorted(TABLES):
+                connection.execute(sql.SQL("alter table pgsched.{} set (autovacuum_enabled = off)").format(sql.Identifier(table)))
+            connection.execute("vacuum (analyze)")
+        session = watch(dsn, server.version)
+        if request.param == "plans of empty tables":
+            with session.connection.transaction(force_rollback=True):
+                fill(session.connection, 250, 250, session.worker)
+                for scenario in SCENARIOS.values():
+                    session.call(scenario)
+        with session.connection.transaction():
+            fill(session.connection, ROWS, RUNNING, session.worker)
+        if request.param == "statistics of full tables":
+            session.connection.execute("analyze")
+        with session.connection:
+            yield session
+    finally:
+        server.drop(dsn)
+
+
+# ---- The check ---------------------------------------------------------------------------------------------------
+
+
+def walk(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from walk(child)
+
+
+def is_scan(node: dict[str, Any]) -> bool:
+    return node["Node Type"].endswith("Scan") and node.get("Relation Name") in TABLES
+
+
+def scanned_below(node: dict[str, Any]) -> str | None:
+    """The table that this node reads through nothing but nodes of one input."""
+    while not is_scan(node):
+        inputs = [child for child in node.get("Plans", []) if child["Parent Relationship"] not in ("InitPlan", "SubPlan")]
+        if len(inputs) != 1:
+            return None
+        node = inputs[0]
+    return str(node["Relation Name"])
+
+
+def complaints(function: str, plan: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the plan of a statement of this function; nothing, as it should be."""
+    for node in walk(plan):
+        kind, table = node["Node Type"], node.get("Relation Name")
+        if "Sort" in kind and (sorted_table := scanned_below(node)) is not None:
+            yield f"{function}: {kind} over {sorted_table}"
+        if not is_scan(node) or (function, table) in WHOLE:
+            continue
+        if kind in ("Seq Scan", "Bitmap Heap Scan", "Sample Scan", "Tid Range Scan"):
+            yield f"{function}: {kind} of {table}"
+        if table == "running" and kind in ("Index Scan", "Index Only Scan") and "Index Cond" not in node:
+            yield f"{function}: {kind} of all of {table} by {node['Index Name']}"
+        left_out = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+        visited = (node["Actual Rows"] + left_out) * node["Actual Loops"]
+        if visited > BUDGET:
+            yield f"{function}: {kind} of {table} by {node.get('Index Name')} visits {visited:.0f} rows"
+
+
+def found_in(session: Watched, scenario: Scenario) -> list[str]:
+    session.call(scenario)
+    return [complaint for function, plan in session.plans for complaint in complaints(function, plan)]
+
+
+# ---- The tests ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan", "auto"])
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_hot_call_reads_by_index_what_it_needs_and_no_more(watched: Watched, name: str, mode: LiteralString) -> None:
+    watched.connection.execute(sql.SQL("set plan_cache_mode = {}").format(mode))
+    for _ in range(7 if mode == "auto" else 1):  # auto decides after five executions
+        assert found_in(watched, SCENARIOS[name]) == []
+    for function, tables in SCENARIOS[name].scans.items():
+        seen = {node["Relation Name"] for by, plan in watched.plans if by == function for node in walk(plan) if is_scan(node)}
+        assert tables <= seen, f"the statements of {function} on {tables - seen} were not seen"
