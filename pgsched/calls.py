@@ -186,7 +186,8 @@ class Calls:
     def finish(self, worker_id: int, results: str, want: str | None) -> Call[Rows]:
         """End claims and claim anew: rows of (verdict, lane, position, job_id, claim_id, attempt, task, args, timeout, extra)."""
         return self._call(
-            "select * from @finish(%(id)s, %(results)s::jsonb, %(want)s::jsonb)",
+            'select verdict, lane, "position", job_id, claim_id, attempt, task, args, timeout, extra '
+            "from @finish(%(id)s, %(results)s::jsonb, %(want)s::jsonb)",
             lambda rows: rows,
             id=worker_id,
             results=results,

@@ -57,6 +57,12 @@ def binaries(request: pytest.FixtureRequest) -> Binaries:
 
 
 @pytest.fixture(scope="module")
+def one() -> Binaries:
+    """One Postgres, for a test of what is the same with all of them: who owns the server, and who runs it."""
+    return installations()[0]
+
+
+@pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     """A folder that every account can enter (which pytest's own are not, for root)."""
     path = Path(tempfile.mkdtemp(prefix="pgsched embedded ", dir=fastest_folder()))
@@ -189,12 +195,10 @@ def test_a_second_start_uses_the_first_ones_server(data: Path, binaries: Binarie
     assert not runs(data)
 
 
-def test_three_at_once_on_new_data_and_one_is_killed_while_it_makes_the_cluster(
-    folder: Path, binaries: Binaries
-) -> None:
-    path = folder / f"new {binaries.major}"
+def test_three_at_once_on_new_data_and_one_is_killed_while_it_makes_the_cluster(folder: Path, one: Binaries) -> None:
+    path = folder / "new"
     with contextlib.ExitStack() as owners:
-        three = [owners.enter_context(Owner(path, binaries)) for _ in range(3)]
+        three = [owners.enter_context(Owner(path, one)) for _ in range(3)]
         until(lambda: any(path.glob("cluster.new-*/PG_VERSION")))
         maker = int((path / "pgsched.lock").read_text())
         next(owner for owner in three if owner.pid == maker).kill()
@@ -455,12 +459,12 @@ def ordinary() -> dict[str, Any]:
     pytest.skip("no Python, or not this repository, within reach of the account nobody")
 
 
-def test_an_ordinary_user(folder: Path, ordinary: dict[str, Any]) -> None:
+def test_an_ordinary_user(folder: Path, one: Binaries, ordinary: dict[str, Any]) -> None:
     home = folder / "home of a user"
     home.mkdir()
     if IS_ROOT:
         shutil.chown(home, "nobody")
-    binary = {"PGSCHED_PG_BIN": str(installations()[0].bindir)}  # one is enough: who runs it is nothing to Postgres
+    binary = {"PGSCHED_PG_BIN": str(one.bindir)}
     with Interpreter(env=binary | {"HOME": str(home)}, **ordinary) as first:
         answer = first.answer()
         data = Path(answer["data"])
