@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -72,12 +73,27 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def data(folder: Path, binaries: Binaries) -> Path:
+def data_of(folder: Path) -> Callable[[Binaries], Path]:
+    @functools.cache
+    def data_of(binaries: Binaries) -> Path:
+        path = folder / f"data of {binaries.major}"
+        with start(path, binaries=binaries) as pg, psycopg.connect(pg.dsn) as connection:
+            connection.execute("create table kept as select 1 as id")
+        return path
+
+    return data_of
+
+
+@pytest.fixture
+def data(data_of: Callable[[Binaries], Path], binaries: Binaries) -> Path:
     """Data that was made, used and shut down in good order: one row in the table `kept`."""
-    path = folder / f"data of {binaries.major}"
-    with start(path, binaries=binaries) as pg, psycopg.connect(pg.dsn) as connection:
-        connection.execute("create table kept as select 1 as id")
-    return path
+    return data_of(binaries)
+
+
+@pytest.fixture
+def data_of_one(data_of: Callable[[Binaries], Path], one: Binaries) -> Path:
+    """The same for the Postgres `one`."""
+    return data_of(one)
 
 
 class Owner:
@@ -211,15 +227,15 @@ def test_three_at_once_on_new_data_and_one_is_killed_while_it_makes_the_cluster(
     assert not runs(path)
 
 
-def test_the_server_ends_with_the_process(data: Path, binaries: Binaries) -> None:
-    with Interpreter(data, env={"PGSCHED_PG_BIN": str(binaries.bindir)}) as first:
+def test_the_server_ends_with_the_process(data_of_one: Path, one: Binaries) -> None:
+    with Interpreter(data_of_one, env={"PGSCHED_PG_BIN": str(one.bindir)}) as first:
         first.answer()
         first.end()  # it never calls stop()
-    assert not runs(data)
+    assert not runs(data_of_one)
 
 
-def test_a_forked_child_does_not_stop_the_server(data: Path, binaries: Binaries) -> None:
-    with start(data, binaries=binaries) as pg:
+def test_a_forked_child_does_not_stop_the_server(data_of_one: Path, one: Binaries) -> None:
+    with start(data_of_one, binaries=one) as pg:
         if (child := os.fork()) == 0:
             pg.stop()
             os._exit(0)
@@ -242,11 +258,11 @@ def test_a_killed_owner_takes_the_server_along(data: Path, binaries: Binaries) -
             connection.execute("delete from kept where id = 2")
 
 
-def test_started_again_while_the_killed_owners_server_goes_down(data: Path, binaries: Binaries) -> None:
-    with Owner(data, binaries) as killed:
+def test_started_again_while_the_killed_owners_server_goes_down(data_of_one: Path, one: Binaries) -> None:
+    with Owner(data_of_one, one) as killed:
         killed.answer()
         killed.kill()
-        with start(data, binaries=binaries) as pg:
+        with start(data_of_one, binaries=one) as pg:
             assert not pg.reused
             time.sleep(0.1)
             assert rows(pg.dsn) == [(1,)]
@@ -349,18 +365,18 @@ def test_root_is_told_of_a_folder_that_the_server_cannot_enter(folder: Path) -> 
 
 @ROOT_ONLY
 def test_a_socket_folder_that_another_user_made_is_not_used(
-    data: Path, binaries: Binaries, monkeypatch: pytest.MonkeyPatch, folder: Path
+    data_of_one: Path, one: Binaries, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    with start(data, binaries=binaries) as pg:
+    with start(data_of_one, binaries=one) as pg:
         name = Path(str(conninfo_to_dict(pg.dsn)["host"])).name
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     (folder / name).mkdir(mode=0o700)
     os.chown(folder / name, 12345, 12345)
-    with start(data, binaries=binaries) as pg:
+    with start(data_of_one, binaries=one) as pg:
         assert str(folder) not in pg.dsn
     monkeypatch.setattr(place, "_SOCKET_BYTES", 10)
     with pytest.raises(EmbeddedPostgresError, match=r"too long.*Set TMPDIR"):
-        start(data, binaries=binaries)
+        start(data_of_one, binaries=one)
 
 
 # ---- Binaries
