@@ -58,10 +58,10 @@ begin
     for a_lane in
         select (l.n - 1)::integer as n, l.lane ->> 'queue' as queue, (l.lane ->> 'priority')::smallint as priority
         from jsonb_array_elements(want -> 'lanes') with ordinality l (lane, n)
+        -- (This probe spares an empty lane the start of the larger statement below.)
+        where exists (select from ready r where r.queue = l.lane ->> 'queue' and r.priority = (l.lane ->> 'priority')::smallint)
     loop
         exit when room <= 0;
-        -- (The probe spares an empty lane the start of the larger statement.)
-        continue when not exists (select from ready where queue = a_lane.queue and priority = a_lane.priority);
         with picked as (
             delete from ready
             where ctid = any (array(

@@ -48,21 +48,22 @@ language plpgsql stable
 set search_path from current
 as $$
 declare
-    proof text := current_setting('pgsched.session', true);
-    w worker;
+    proof constant text := current_setting('pgsched.session', true);
+    the_token text;
+    rescued timestamptz;
 begin
-    select * into w from worker where id = the_worker;
-    if w.id is null or proof is null or split_part(proof, ':', 1) <> w.id::text or split_part(proof, ':', 2) <> w.token then
+    select w.token, w.rescued_at, w.tasks, i.epoch, i.not_before, substr(proof, length(w.id || ':' || w.token || ':') + 1)::integer
+    into the_token, rescued, tasks, epoch, not_before, session_no
+    from worker w, installation i
+    where w.id = the_worker and starts_with(proof, w.id || ':' || w.token || ':');
+    if the_token is null then
         perform refuse('PGS02', format('this session (backend %s) is not one of worker %s', pg_backend_pid(), the_worker),
             'The connection was replaced, or a pooler hands it around: attach, reattach or open_session on a connection of its own.');
     end if;
-    if w.rescued_at is not null then
-        perform refuse('PGS03', format('worker %s ("%s") was rescued at %s: its jobs are no longer its own', w.id, w.name, w.rescued_at),
+    if rescued is not null then
+        perform refuse('PGS03', format('worker %s was rescued at %s: its jobs are no longer its own', the_worker, rescued),
             'Stop all handlers, then attach again: an identity is used once.');
     end if;
-    session_no := split_part(proof, ':', 3)::integer;
-    tasks := w.tasks;
-    select i.epoch, i.not_before into epoch, not_before from installation i;
 end
 $$;
 comment on function session_of(bigint) is 'Proves that this session is one of the worker''s (internal).';

@@ -14,17 +14,11 @@
 -- rolled_back (nothing changed: the success of a transactional task counts only through its own transaction).
 -- For any other claim it answers nothing.
 -- Locks: its own running rows, skipping those that somebody else holds at this moment.
+-- (Its plans are pinned by the settings of the functions that call it.)
 create or replace function settle(the_worker bigint, ended jsonb, rescuing boolean default false)
 returns table (job_id bigint, claim_id bigint, verdict text)
 language plpgsql
 set search_path from current
-set enable_seqscan = off
-set enable_bitmapscan = off
-set enable_sort = off
-set enable_hashjoin = off
-set enable_mergejoin = off
-set jit = off
-set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare
@@ -60,10 +54,10 @@ begin
             end as verdict
         from given g
             -- (A subquery with a lock keeps its place: the planner cannot turn the join round and walk all of running.
-            -- And "not <>" serves no index: by worker_id it would walk all that this worker runs, for each.)
+            -- And "+ 0" serves no index: by worker_id it would walk all that this worker runs, for each.)
             cross join lateral (
                 select * from running r
-                where r.job_id = g.job_id and r.claim_id = g.claim_id and not r.worker_id <> the_worker
+                where r.job_id = g.job_id and r.claim_id = g.claim_id and r.worker_id + 0 = the_worker
                 for update skip locked
             ) r
     ),
@@ -203,6 +197,13 @@ comment on function finish(bigint, jsonb, jsonb) is 'Ends claims of the calling 
 create or replace function reconcile(worker_id bigint, ended_session_nos integer[], claim_ids bigint[]) returns integer
 language plpgsql security definer
 set search_path from current
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set jit = off
+set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare

@@ -1,0 +1,66 @@
+"""The incident that pgsched exists to make impossible, line by line, in the incident's own words and order.
+
+(Lines about leadership, dependencies, cancellation and cron come with the parts that they are about.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.protocol import Steps, enqueue
+
+
+def test_jobs_executed_twice_53_should_be_0(dsn: str, connection: Any) -> None:
+    """`Executing job: job_12345` by prod-1 and by prod-2 at 06:23:00: two that claim at once never get the same job."""
+    ids = enqueue(connection, 1247)
+    prod_1, prod_2 = Steps(dsn, name="prod-1"), Steps(dsn, name="prod-2")
+    taken: list[int] = []
+    while True:
+        with prod_1.work.transaction():
+            first = prod_1.claim(53)
+            second = prod_2.claim(53)
+        taken += [claim["job_id"] for claim in first + second]
+        if not first and not second:
+            break
+    assert sorted(taken) == ids
+    prod_1.close()
+    prod_2.close()
+
+
+def test_same_job_executed_by_both_the_second_result_is_not_accepted(dsn: str, connection: Any) -> None:
+    """`Same job executed by both leaders!`: a job that was taken from a node and given to another has one result."""
+    enqueue(connection)
+    prod_1, prod_2 = Steps(dsn, name="prod-1"), Steps(dsn, name="prod-2")
+    first = prod_1.claim()[0]
+    prod_1.finish(first, outcome="give_back")
+    second = prod_2.claim()[0]
+    assert prod_1.finish(first, result="of prod-1") == ["already"]
+    assert prod_2.finish(second, result="of prod-2") == ["accepted"]
+    assert connection.execute("select result from pgsched.jobs").fetchall() == [("of prod-2",)]
+    prod_1.close()
+    prod_2.close()
+
+
+def test_a_result_that_nobody_received_does_not_exist(dsn: str, connection: Any) -> None:
+    """`Nobody received the result`: what a finish has accepted is in the table, and stays there."""
+    enqueue(connection)
+    node = Steps(dsn)
+    node.finish(node.claim()[0], result={"rows": 892})
+    node.close()
+    assert connection.execute("select state, result from pgsched.jobs").fetchall() == [("succeeded", {"rows": 892})]
+
+
+def test_retry_backoff_for_attempt_over_50_does_not_wait_forever(connection: Any) -> None:
+    """`For attempt > 50, this exceeds MAX_SAFE_INTEGER ... retries wait forever`: capped, finite, never falling."""
+    rows = connection.execute(
+        "select extract(epoch from pgsched.backoff(a::integer, 1, 3600))::float8 "
+        "from unnest(array[1, 2, 12, 13, 50, 51, 64, 1024, 1000000, 1000000000, 2147483647]) a"
+    ).fetchall()
+    waits = [row[0] for row in rows]
+    assert waits[:3] == [1, 2, 2048] and set(waits[3:]) == {3600}
+    extremes = connection.execute(
+        "select bool_and(pgsched.backoff(a::integer, f, c) between interval '0' and interval '36525 days') "
+        "from unnest(array[-2147483648, 0, 1, 51, 2147483647]) a, unnest(array[-1, 0, 1e-300, 1e308, 'Infinity', 'NaN']::float8[]) f, "
+        "unnest(array[0, 1, 1e308, 'Infinity', 'NaN']::float8[]) c"
+    )
+    assert extremes.fetchone() == (True,)

@@ -1,0 +1,132 @@
+"""Sample code, not a test: what a type checker must accept, and the types that it must find. See test_types.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypedDict, assert_type
+
+import psycopg
+import sqlalchemy
+from pydantic import BaseModel
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
+
+import pgsched
+
+
+class Receipt(BaseModel):
+    order: int
+
+
+class Totals(TypedDict):
+    count: int
+
+
+app = pgsched.App("shop", dsn="dbname=shop", schema="queue", timeout=timedelta(minutes=5))
+
+
+@app.task
+async def send(order: int, to: str = "nobody", *, loud: bool = False) -> Receipt:
+    return Receipt(order=order)
+
+
+@app.task
+def count(rows: list[str]) -> Totals:
+    return {"count": len(rows)}
+
+
+@app.task(queue="mail", priority=1, retry=pgsched.Exponential(8, cap=timedelta(hours=2)), timeout=timedelta(seconds=30))
+async def retried(order: int) -> None: ...
+
+
+@app.task(name="charge", secret=["card"])
+def charge(card: str, amount: float, /) -> int | None:
+    return None
+
+
+@app.lifespan
+async def resources() -> AsyncIterator[dict[str, int]]:
+    yield {"pool": 1}
+
+
+@app.middleware
+async def traced(job: pgsched.JobContext, run: Any) -> Any:
+    return await run()
+
+
+# Calling a task runs its function, and has its type.
+async def call() -> None:
+    assert_type(await send(1, "a@example.org", loud=True), Receipt)
+    assert_type(count(["a"]), Totals)
+    assert_type(charge("4111", 1.5), int | None)
+
+
+# Enqueued, both kinds of task make a job of what they return.
+assert_type(send.enqueue(1), pgsched.Job[Receipt])
+assert_type(send.enqueue(order=1, to="a@example.org", loud=True), pgsched.Job[Receipt])
+assert_type(count.enqueue([]), pgsched.Job[Totals])
+assert_type(retried.enqueue(order=1), pgsched.Job[None])
+assert_type(charge.enqueue("4111", 1), pgsched.Job[int | None])
+assert_type(send.enqueue(1).id, int)
+assert_type(send.enqueue(1).info(), pgsched.JobInfo)
+assert_type(send.enqueue(1).info().finished_at, datetime | None)
+widened: pgsched.Job[BaseModel] = send.enqueue(1)
+
+
+async def enqueue_in_a_loop() -> None:
+    assert_type(await send.aenqueue(1, loud=True), pgsched.Job[Receipt])
+    assert_type(await count.aenqueue(rows=["a"]), pgsched.Job[Totals])
+    assert_type(await (await charge.aenqueue("4111", 1.0)).ainfo(), pgsched.JobInfo)
+    assert_type(await retried.using(delay=timedelta(seconds=1)).aenqueue(1), pgsched.Job[None])
+    assert_type(await app.aenqueue_many([send.bind(1), count.bind([])]), list[pgsched.Job[Any]])
+    async with await psycopg.AsyncConnection.connect("") as connection:
+        await send.using(connection=connection).aenqueue(1)
+        await app.aenqueue_many([send.bind(1)], connection=connection)
+
+
+# using() keeps the parameters and the result.
+everything = send.using(
+    queue="mail",
+    priority=0,
+    run_at=datetime(2030, 1, 1, tzinfo=UTC),
+    expires_at=datetime.now(UTC) + timedelta(days=1),
+    max_attempts=3,
+    timeout=timedelta(seconds=1),
+    tags=["a", "b"],
+    metadata={"why": "test"},
+    unique_key="order-1",
+    notify=False,
+)
+assert_type(everything.enqueue(1, to="b@example.org"), pgsched.Job[Receipt])
+assert_type(everything.bind(1), pgsched.BoundTask[Receipt])
+assert_type(count.using(delay=timedelta(hours=1), tags=("a",)).enqueue(["a"]), pgsched.Job[Totals])
+
+# Many at once, of several tasks.
+assert_type(send.bind(1, loud=True), pgsched.BoundTask[Receipt])
+assert_type(app.enqueue_many(send.bind(i) for i in range(3)), list[pgsched.Job[Any]])
+app.enqueue_many([send.bind(1), count.using(priority=2).bind(["a"]), charge.bind("4111", 2.5)], notify=False)
+
+# In the caller's transaction, whatever it is of.
+engine = sqlalchemy.create_engine("postgresql+psycopg://")
+with Session(engine) as session, session.begin():
+    assert_type(send.using(connection=session).enqueue(1), pgsched.Job[Receipt])
+    app.enqueue_many([send.bind(1)], connection=session)
+with engine.begin() as of_sqlalchemy:
+    count.using(connection=of_sqlalchemy).enqueue([])
+with psycopg.connect("") as of_psycopg:
+    count.using(connection=of_psycopg).enqueue([])
+
+
+async def enqueue_with_sqlalchemy(session: AsyncSession, connection: AsyncConnection) -> None:
+    assert_type(await send.using(connection=session).aenqueue(1), pgsched.Job[Receipt])
+    await app.aenqueue_many([send.bind(1)], connection=connection)
+
+
+# Names and attributes that applications use.
+assert_type(send.name, str)
+assert_type(send.is_async, bool)
+assert_type(pgsched.current_job().fence, int)
+assert_type(app.run_worker(concurrency=1), int)
+asyncio.run(call())
