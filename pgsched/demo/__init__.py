@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from typing import TypedDict
 from zoneinfo import ZoneInfo
 
@@ -33,8 +33,8 @@ def read_zone(zone: str) -> Changes:
     if zone.startswith("Antarctica/") and pgsched.current_job().attempt == 1:
         raise ConnectionError(f"{zone} did not answer: snowed in")
     info = ZoneInfo(zone)
-    end = datetime(LAST_YEAR + 1, 1, 1, tzinfo=timezone.utc)
-    moment = datetime(FIRST_YEAR, 1, 1, tzinfo=timezone.utc)
+    end = datetime(LAST_YEAR + 1, 1, 1, tzinfo=UTC)
+    moment = datetime(FIRST_YEAR, 1, 1, tzinfo=UTC)
     changes: list[str] = []
     offsets = [_offset(info, moment)]
     while moment < end:

@@ -40,7 +40,9 @@ def run(data: Path | None, dsn: str | None) -> int:
                 counts = _watch(connection, ids)
                 seconds = time.monotonic() - began
                 rows = _top(connection, ids)
-                retries = _one(connection, "select count(*) from {}.job_errors where job_id = any(%s) and state = 'retried'", ids)
+                retries = _one(
+                    connection, "select count(*) from {}.job_errors where job_id = any(%s) and state = 'retried'", ids
+                )
             worker.stop()
         _report(database, rows, ids)
     done = counts.get("succeeded", 0)
@@ -71,7 +73,9 @@ def _watch(connection: psycopg.Connection[Any], ids: list[int]) -> dict[str, int
     with progress:
         bar = progress.add_task("reading zones", total=len(ids))
         while True:
-            counts = dict(_all(connection, "select state, count(*) from {}.jobs where id = any(%s) group by state", ids))
+            counts = dict(
+                _all(connection, "select state, count(*) from {}.jobs where id = any(%s) group by state", ids)
+            )
             ended = counts.get("succeeded", 0) + counts.get("failed", 0)
             what = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
             progress.update(bar, completed=ended, description=what)
@@ -93,7 +97,9 @@ def _top(connection: psycopg.Connection[Any], ids: list[int]) -> list[dict[str, 
 
 
 def _report(database: str, rows: list[dict[str, Any]], ids: list[int]) -> None:
-    table = Table(title=f"zones with the most clock changes, {FIRST_YEAR} to {LAST_YEAR}", title_justify="left", box=None)
+    table = Table(
+        title=f"zones with the most clock changes, {FIRST_YEAR} to {LAST_YEAR}", title_justify="left", box=None
+    )
     for column in ("job", "zone", "changes", "hours from UTC", "attempts"):
         table.add_column(column, justify="left" if column == "zone" else "right")
     snowed_in = [row for row in rows if row["attempts"] > 1][:2]
@@ -104,12 +110,18 @@ def _report(database: str, rows: list[dict[str, Any]], ids: list[int]) -> None:
     out.print(table)
     out.print("\nLook for yourself (psql while a server runs, for example beside `pgsched dev`):", markup=False)
     out.print(f"  psql '{database}'", markup=False)
-    out.print(f"  select id, state, attempt, result ->> 'zone' as zone from pgsched.jobs where id >= {ids[0]} limit 10;", markup=False)
-    out.print("  select job_id, attempt, state, error from pgsched.job_errors order by ended_at desc limit 10;\n", markup=False)
+    out.print(
+        f"  select id, state, attempt, result ->> 'zone' as zone from pgsched.jobs where id >= {ids[0]} limit 10;",
+        markup=False,
+    )
+    out.print(
+        "  select job_id, attempt, state, error from pgsched.job_errors order by ended_at desc limit 10;\n",
+        markup=False,
+    )
 
 
 def _all(connection: psycopg.Connection[Any], text: str, ids: list[int]) -> list[tuple[Any, ...]]:
-    query = sql.SQL(text).format(sql.Identifier(_SCHEMA))  # type: ignore[arg-type]
+    query = sql.SQL(text).format(sql.Identifier(_SCHEMA))
     return connection.execute(query, (ids,)).fetchall()
 
 

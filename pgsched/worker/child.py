@@ -74,17 +74,21 @@ class ChildWorker:
         deadline = time.monotonic() + _PATIENCE_S
         with connect(self._dsn, autocommit=True) as connection:
             for worker_id in run(connection, self._calls.worker_named(self.name)):
+                above: int | None = 0
                 while True:
                     try:
-                        answer = run(connection, self._calls.rescue(worker_id, None))
+                        answer = run(connection, self._calls.rescue(worker_id, None, above or 0))
                     except WorkerAlive:
                         if time.monotonic() > deadline:
                             raise
                         time.sleep(0.01)
                         continue
-                    moved += answer["moved"]
-                    if not answer["left"] or (not answer["moved"] and time.monotonic() > deadline):
+                    moved += answer["moved"] or 0
+                    above = answer["last"]
+                    if not answer["left"] or (above is None and time.monotonic() > deadline):
                         break
+                    if above is None:
+                        time.sleep(0.01)
         return moved
 
     def stop(self, patience_s: float = 40.0) -> int | None:

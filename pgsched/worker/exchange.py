@@ -269,7 +269,7 @@ class Exchange:
             if ledger.accepting:
                 self._start(job)
             else:
-                ledger.end(job, outcome.given_back(job_id, claim_id, "its worker is stopping"))
+                ledger.end(job, outcome.given_back(job_id, claim_id, "its worker is stopping", begun=False))
         return came
 
     def _note(self, note: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import itertools
 import logging
 import os
 import signal
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from pgsched.errors import ConnectError, NoSession, UsageError, WorkerRescued
+from pgsched.errors import ConnectError, NoSession, UsageError, WorkerAlive, WorkerRescued
 from pgsched.lease import LeaseTimes
-from pgsched.loop import wait_any
+from pgsched.loop import backoff, wait_any
 from pgsched.run import arun
 from pgsched.session import BROKEN, TRY_AGAIN, Identity, describe, persist
 from pgsched.worker.exchange import Exchange, Ledger
@@ -98,6 +99,7 @@ class Worker:
         self._draining = asyncio.Event()
         self._hurry = asyncio.Event()
         self._stopped = asyncio.Event()
+        self._closed = asyncio.Event()
         self._rescued: WorkerRescued | None = None
         self._failed = False
         self._exchanges: list[Exchange] = []
@@ -163,9 +165,10 @@ class Worker:
                     loop.cancel()
                 await asyncio.gather(*loops, *side[1:], return_exceptions=True)
                 executor.close()
+                for exchange in self._exchanges:
+                    await exchange.close()
+                self._closed.set()
             await asyncio.wait(side[:1], timeout=_CANCEL_GRACE)
-            for exchange in self._exchanges:
-                await exchange.close()
         return self._exit_code()
 
     def _exit_code(self) -> ExitCode:
@@ -208,7 +211,9 @@ class Worker:
         for job in list(self.ledger.claims.values()):
             self._ask_to_stop(job, "its worker was told to stop")
         began = time.monotonic()
-        while not self._idle() and time.monotonic() - began < (_HURRIED_GRACE if self._hurry.is_set() else _CANCEL_GRACE):
+        while not self._idle() and time.monotonic() - began < (
+            _HURRIED_GRACE if self._hurry.is_set() else _CANCEL_GRACE
+        ):
             await wait_any(at_most=0.005)
 
     def _ask_to_stop(self, job: Claimed, why: str) -> None:
@@ -241,8 +246,14 @@ class Worker:
                 if again is None:
                     return
                 lease = again
+        await self._closed.wait()
         with contextlib.suppress(*BROKEN):
-            await arun(lease, identity.calls.detach(identity.id))
+            for wait in itertools.islice(backoff(0.005), 10):
+                try:
+                    await arun(lease, identity.calls.detach(identity.id))
+                    break
+                except WorkerAlive:
+                    await asyncio.sleep(wait)  # the server has not noticed yet that the work sessions are closed
         await lease.close()
 
     async def _reattach(self, identity: Identity) -> psycopg.AsyncConnection[Any]:

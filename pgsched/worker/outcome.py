@@ -46,9 +46,11 @@ def failed(job_id: int, claim_id: int, reason: str) -> str:
     )
 
 
-def given_back(job_id: int, claim_id: int, reason: str) -> str:
-    """The job goes back to ready, uncharged."""
-    return json.dumps({"job_id": job_id, "claim_id": claim_id, "outcome": "give_back", "reason": reason})
+def given_back(job_id: int, claim_id: int, reason: str, *, begun: bool = True) -> str:
+    """The job goes back to ready, uncharged; where its handler had not begun, its expiry still holds."""
+    return json.dumps(
+        {"job_id": job_id, "claim_id": claim_id, "outcome": "give_back", "reason": reason, "begun": begun}
+    )
 
 
 def _clean(text: str, limit: int) -> str:

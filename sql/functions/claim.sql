@@ -1,6 +1,6 @@
 -- Claims up to `max_jobs` ready jobs for the calling worker, lane by lane in the order given, each lane in the order
 -- of entry. `want`: {"lanes": [{"queue": "mail", "priority": 5}, ...], "max_jobs": 100, "free_slots": 100}.
--- The first `free_slots` jobs begin with the claim (started_at is set and their expiry is over); the rest are only held.
+-- The first `free_slots` jobs begin with the claim (started_at is set, and their expiry is over); the rest are only held.
 --
 -- Answers one row a job: lane (its index in `lanes`, from 0), its position there, and what is needed to run it. Each
 -- job returned has exactly one row in running, under a claim_id that is new and never repeats. A row without job_id is
@@ -79,7 +79,7 @@ begin
         entered as (
             insert into running (job_id, claim_id, attempt, lost_attempts, worker_id, session_no, queue, expires_at, claimed_at, started_at)
             select job_id, claim_id, attempt, lost_attempts, $1, me.session_no, queue,
-                case when n > slots then expires_at end, t, case when n <= slots then t end
+                expires_at, t, case when n <= slots then t end
             from in_order
             on conflict (job_id) do nothing
             returning 1
@@ -106,7 +106,18 @@ begin
         if not swept and given < cardinality(jobs) then
             perform drop_unrunnable(me.tasks, t, jobs, claims, expiries);
         end if;
-        again := again or given < cardinality(jobs);
+        if given < cardinality(jobs) then
+            again := true;
+            -- Slots that were meant for what has been dropped go to the next.
+            update running
+            set started_at = t
+            where started_at is null and job_id = any (array(
+                select u.job_id
+                from unnest(positions, jobs, claims) u ("position", job_id, claim_id)
+                where exists (select from running r where r.job_id = u.job_id and r.claim_id = u.claim_id)
+                order by u."position"
+                limit slots));
+        end if;
         room := room - given;
         slots := greatest(0, slots - given)::integer;
     end loop;
@@ -171,7 +182,7 @@ begin
     with unknown as (
         delete from running r
         using unnest(jobs, claims, expiries) u (job_id, claim_id, expires_at), job j
-        where r.job_id = u.job_id and r.claim_id = u.claim_id and j.id = u.job_id and not j.task = any (known_tasks)
+        where r.job_id = u.job_id and r.claim_id = u.claim_id and j.id = u.job_id and known_tasks is not null and (j.task = any (known_tasks)) is not true
         returning r.job_id, r.queue, u.expires_at, r.attempt, r.lost_attempts, j.created_at
     )
     insert into waiting (job_id, queue, reason, run_at, expires_at, attempt, lost_attempts)

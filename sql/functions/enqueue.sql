@@ -115,12 +115,12 @@ begin
     end if;
     begin
         return (select array_agg(j) from jsonb_populate_recordset(null::new_job, jobs) j);
-    exception when data_exception or program_limit_exceeded then
+    exception when data_exception or program_limit_exceeded or feature_not_supported then
         for odd in select j.n, j.job from jsonb_array_elements(jobs) with ordinality j (job, n) loop
             foreach field in array fields loop
                 begin
                     perform jsonb_populate_record(null::new_job, jsonb_build_object(field, odd.job -> field));
-                exception when data_exception or program_limit_exceeded then
+                exception when data_exception or program_limit_exceeded or feature_not_supported then
                     perform refuse('PGS05', format('job %s: %s is %s: %s', odd.n, field, left((odd.job -> field)::text, 200), sqlerrm));
                 end;
             end loop;
@@ -167,16 +167,16 @@ begin
                 then format('expires_at is %s: it must lie in the years 1 to 9998', g.expires_at)
             when g.expires_at <= coalesce(g.run_at, t + seconds(g.delay_s)) and (g.run_at is not null or g.delay_s > 0)
                 then format('expires_at is %s, not after run_at %s: it could never run', g.expires_at, coalesce(g.run_at, t + seconds(g.delay_s)))
-            when g.timeout_s <= 0 or g.timeout_s > 3155760000 or g.timeout_s = 'NaN'
-                then format('timeout is %s s: it must lie between 0 (not included) and 100 years', g.timeout_s)
+            when g.timeout_s < 0.001 or g.timeout_s > 3155760000 or g.timeout_s = 'NaN'
+                then format('timeout is %s s: it must lie between 1 ms and 100 years', g.timeout_s)
             when array_position(g.tags, null) is not null
                 then 'tags has a null in it: each tag is a text'
             when array_position(g.secret, null) is not null
                 then 'secret has a null in it: each is the name of an argument'
             when jsonb_typeof(g.metadata) <> 'object'
                 then format('metadata is a JSON %s: it must be an object', jsonb_typeof(g.metadata))
-            when length(g.unique_key) not between 1 and 500
-                then format('unique_key is %s: it has 1 to 500 characters', shown(g.unique_key))
+            when length(g.unique_key) not between 1 and 500 or octet_length(g.unique_key) > 1500
+                then format('unique_key is %s: it has 1 to 500 characters, and at most 1500 bytes', shown(g.unique_key))
             when pg_column_size(g.args) > max_bytes or pg_column_size(g.metadata) > max_bytes
                 then ''
             end as problem
@@ -197,7 +197,8 @@ $$;
 comment on function check_jobs(new_job[], timestamptz) is 'Refuses the first job with a value that may not be (internal).';
 
 -- Takes the unique keys of new jobs. Answers, for each job in order, its own id where it may be made, else its key's holder.
--- Keys are taken in sorted order, so that two callers cannot deadlock.
+-- Keys are taken in sorted order, all of them in one round, so that two callers cannot deadlock: where a holder has gone between
+-- the try and the look, the round is undone and begins anew.
 create or replace function take_keys(given new_job[], ids bigint[]) returns bigint[]
 language plpgsql
 set search_path from current
@@ -209,26 +210,37 @@ begin
     if patience::interval = '0' or patience::interval > '5s' then
         perform set_config('lock_timeout', '5s', true);
     end if;
-    for attempt in 1..20 loop
-        insert into job_key (task, unique_key, job_id)
-        select g.task, g.unique_key, ids[g.ordinality]
-        from unnest(given) with ordinality g
-        where g.unique_key is not null and (answers is null or answers[g.ordinality] is null)
-        order by g.task, g.unique_key, g.ordinality
-        on conflict (task, unique_key) do nothing;
-        -- A new statement: it sees the holder that the insert met. He may have gone meanwhile: then once more.
-        answers := array(
-            select case when g.unique_key is null then ids[g.ordinality] else coalesce(answers[g.ordinality], k.job_id) end
+    for round in 1..20 loop
+        begin
+            insert into job_key (task, unique_key, job_id)
+            select g.task, g.unique_key, ids[g.ordinality]
             from unnest(given) with ordinality g
-                left join job_key k on k.task = g.task and k.unique_key = g.unique_key
-            order by g.ordinality);
-        exit when array_position(answers, null) is null;
+            where g.unique_key is not null
+            order by g.task, g.unique_key, g.ordinality
+            on conflict (task, unique_key) do nothing;
+            -- A new statement: it sees the holder that the insert met. (A caller's old snapshot may show one that has gone
+            -- beside the key just taken: one's own comes first.)
+            answers := array(
+                select case when g.unique_key is null then ids[g.ordinality] else (
+                    select k.job_id from job_key k
+                    where k.task = g.task and k.unique_key = g.unique_key
+                    order by k.job_id = any (ids) desc
+                    limit 1) end
+                from unnest(given) with ordinality g
+                order by g.ordinality);
+            if array_position(answers, null) is not null then
+                perform refuse('PGS10', format('the unique key %s of task %s changed hands again and again',
+                    shown((given[array_position(answers, null)]).unique_key), shown((given[array_position(answers, null)]).task)),
+                    'Try again.');
+            end if;
+            exit;
+        exception when sqlstate 'PGS10' then
+            if round = 20 then
+                raise;
+            end if;
+        end;
     end loop;
     perform set_config('lock_timeout', patience, true);
-    if array_position(answers, null) is not null then
-        perform refuse('PGS10', format('the unique key %s of task %s changed hands again and again',
-            shown((given[array_position(answers, null)]).unique_key), shown((given[array_position(answers, null)]).task)), 'Try again.');
-    end if;
     return answers;
 end
 $$;

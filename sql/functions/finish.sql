@@ -6,8 +6,9 @@
 --   retry       {error_type?, error?, traceback?, after_s? or first_s?, cap_s?}   failed, where the budget is used up
 --   snooze      {after_s, reason?}   waits, and the attempt is not charged
 --   cancelled   {reason?}
---   give_back   {}   back to ready at once, and the attempt is not charged
---   lost        {reason, charged}   its worker died (only rescue() may say so)
+--   give_back   {begun?}   back to ready at once, and the attempt is not charged
+--   lost        {reason, begun}   its worker died (only rescue() may say so)
+-- `begun` says whether the handler had begun (else: where started_at is set): then expires_at is over, and a death is charged.
 -- A running job that was told to cancel ends as cancelled whatever is reported.
 --
 -- Answers a verdict for every claim that this worker held: accepted; cancelled (ended, but as cancelled);
@@ -32,17 +33,17 @@ begin
     with given as materialized (
         select * from jsonb_to_recordset(ended) g (job_id bigint, claim_id bigint, outcome text, result jsonb, reason text,
             error_type text, error text, traceback text, after_s double precision, first_s double precision,
-            cap_s double precision, charged boolean)
+            cap_s double precision, begun boolean)
     ),
     mine as materialized (
-        select g.*, r.queue, r.attempt, r.lost_attempts + coalesce(g.charged, false)::integer as losses, r.worker_id,
-            r.started_at, r.expires_at,
+        select g.*, r.queue, r.attempt, r.lost_attempts, r.worker_id, r.started_at, r.expires_at,
+            coalesce(g.begun, r.started_at is not null) as had_begun,
             case
                 when r.stop_reason = 'cancel' then 'cancelled'
                 when g.outcome = 'retry' then
                     case when r.attempt >= (select j.max_attempts from job j where j.id = g.job_id) then 'failed' else 'retry' end
                 when g.outcome = 'lost' and rescuing then
-                    case when r.lost_attempts + coalesce(g.charged, false)::integer >= max_lost and g.charged then 'failed' else 'give_back' end
+                    case when r.lost_attempts + 1 >= max_lost and coalesce(g.begun, r.started_at is not null) then 'failed' else 'give_back' end
                 when g.outcome in ('succeeded', 'failed', 'snooze', 'cancelled', 'give_back') then g.outcome
                 else refuse('PGS09', format('finish: outcome "%s" of claim %s is not known', g.outcome, g.claim_id),
                     'It is one of succeeded, failed, retry, snooze, cancelled, give_back.')
@@ -91,14 +92,14 @@ begin
             t + case
                 when after_s is null and fate = 'retry' then backoff(attempt, coalesce(first_s, 1), coalesce(cap_s, 3600))
                 else seconds(after_s) end,
-            case fate when 'snooze' then expires_at end,
-            case fate when 'retry' then attempt else attempt - 1 end, losses
+            null, case fate when 'retry' then attempt else attempt - 1 end, lost_attempts
         from settled where fate in ('retry', 'snooze')
         on conflict (job_id) do nothing
     ),
     back as (
         insert into ready (queue, priority, job_id, expires_at, attempt, lost_attempts)
-        select s.queue, coalesce((select j.priority from job j where j.id = s.job_id), 5), s.job_id, s.expires_at, s.attempt - 1, s.losses
+        select s.queue, coalesce((select j.priority from job j where j.id = s.job_id), 5), s.job_id,
+            case when not s.had_begun then s.expires_at end, s.attempt - 1, s.lost_attempts + (s.outcome = 'lost' and s.had_begun)::integer
         from settled s where s.fate = 'give_back'
         on conflict (queue, job_id) do nothing
     ),
@@ -169,18 +170,21 @@ begin
         return query
         select
             case
-                when exists (select from attempt_log a where a.job_id = g.job_id and a.claim_id = g.claim_id) then
-                    case (select a.state from attempt_log a where a.job_id = g.job_id and a.claim_id = g.claim_id)
-                        when 'lost' then 'stale' else 'already' end
-                when exists (select from finished f where f.job_id = g.job_id and f.claim_id = g.claim_id) then 'already'
+                when exists (select from attempt_log a where a.job_id = g.job_id and a.claim_id = g.claim_id) then (
+                    -- Who was given up (rescued, or given back by reconcile) did not end it himself.
+                    select case
+                        when a.worker_id <> $1 or a.state = 'lost' or (a.state = 'given_back' and g.outcome <> 'give_back') then 'stale'
+                        else 'already' end
+                    from attempt_log a where a.job_id = g.job_id and a.claim_id = g.claim_id)
+                when exists (select from finished f where f.job_id = g.job_id and f.claim_id = g.claim_id and f.worker_id = $1) then 'already'
                 when exists (select from running r where r.job_id = g.job_id and r.claim_id = g.claim_id and r.worker_id = $1) then 'busy'
                 else 'stale'
             end,
             null::integer, null::bigint, g.job_id, g.claim_id, null::integer, null::text, null::jsonb, null::interval, null::jsonb
-        from jsonb_to_recordset(results) g (job_id bigint, claim_id bigint)
-        where claims is null or not coalesce(g.claim_id = any (claims), false);
+        from jsonb_to_recordset(results) g (job_id bigint, claim_id bigint, outcome text)
+        where not exists (select from unnest(jobs, claims) u (job_id, claim_id) where u.job_id = g.job_id and u.claim_id = g.claim_id);
     end if;
-    if want is not null then
+    if want <> 'null' then
         return query
         select null::text, c.lane, c."position", c.job_id, c.claim_id, c.attempt, c.task, c.args, c.timeout, c.extra
         from claim($1, want) c;
@@ -208,12 +212,17 @@ as $$
 #variable_conflict use_column
 declare
     unknown jsonb;
+    me record;
 begin
-    perform session_of(worker_id);
+    select * into me from session_of(worker_id);
+    if me.session_no = any (ended_session_nos) or ended_session_nos is null or claim_ids is null then
+        perform refuse('PGS09', format('reconcile: ended_session_nos is %s, this session is %s', ended_session_nos, me.session_no),
+            'Name sessions that have been closed, and every claim that the worker knows.');
+    end if;
     perform force_durable();
     unknown := (
         select jsonb_agg(jsonb_build_object('job_id', r.job_id, 'claim_id', r.claim_id, 'outcome', 'give_back',
-            'reason', 'the claim''s answer was lost with its session'))
+            'begun', false, 'reason', 'the claim''s answer was lost with its session'))
         from running r
         where r.worker_id = $1 and r.session_no = any (ended_session_nos) and not r.claim_id = any (claim_ids));
     return (select count(*) from settle($1, coalesce(unknown, '[]')));
@@ -225,7 +234,7 @@ comment on function reconcile(bigint, integer[], bigint[]) is 'Gives back what t
 create or replace function seconds(s double precision) returns interval
 language sql immutable
 set search_path from current
-as $$ select make_interval(secs => least(greatest(coalesce(s, 0), 0), 3155760000)) $$;
+as $$ select make_interval(secs => least(greatest(coalesce(nullif(s, 'NaN'), 0), 0), 3155760000)) $$;
 comment on function seconds(double precision) is 'A span of time from any number of seconds, clamped to 0 to 100 years (internal).';
 
 -- The wait after failed attempt number `attempt` (from 1): first_s, doubled each time, at most cap_s. Finite and never

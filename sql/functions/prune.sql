@@ -1,5 +1,5 @@
 -- Removes up to `n` jobs that ended longer ago than `older_than`, oldest ids first: definition, end, attempts; and workers
--- that ended as long ago. Answers how many jobs went; call again while it answers n.
+-- that ended as long ago. Answers how many jobs went; call again while it answers more than 0.
 -- Locks: the pruner's lock, by a try (-1: somebody else prunes at this moment); then, in this order and skipping locked
 -- ones, the rows of job and, in a later statement, those of finished.
 create or replace function prune(older_than interval, n integer default 10000) returns integer
@@ -11,6 +11,7 @@ declare
     candidates bigint[];
     pruned bigint[];
 begin
+    perform require_read_committed();
     if older_than is null or older_than < interval '0' or n is null or n < 1 then
         perform refuse('PGS09', format('prune: older_than is %s and n is %s', coalesce(older_than::text, 'null'), coalesce(n::text, 'null')),
             'Give an interval of at least 0 and a number of at least 1, for example prune(''30 days'').');
@@ -18,16 +19,36 @@ begin
     if not pg_try_advisory_xact_lock(lock_class(), 4) then
         return -1;
     end if;
-    candidates := array(select f.job_id from finished f where f.finished_at < before order by f.job_id limit n);
-    candidates := array(select c.id from unnest(candidates) c (id) where not exists (select from job j where j.id = c.id))
-        || array(select j.id from job j where j.id = any (candidates) order by j.id for update skip locked);
-    pruned := array(select f.job_id from finished f where f.job_id = any (candidates) and f.finished_at < before
-        order by f.job_id for update skip locked);
+    -- (The limit counts what could be locked: a held row at the front stops nobody.)
+    candidates := array(
+        select j.id from job j join finished f on f.job_id = j.id
+        where f.finished_at < before
+        order by j.id
+        limit n
+        for update of j skip locked);
+    if cardinality(candidates) < n then
+        candidates := candidates || array(
+            select f.job_id from finished f
+            where f.finished_at < before and not exists (select from job j where j.id = f.job_id)
+            limit n - cardinality(candidates));
+    end if;
+    pruned := array(
+        select f.job_id from finished f
+        where f.job_id = any (candidates) and f.finished_at < before
+            and not exists (select from waiting w where w.job_id = f.job_id)
+            and not exists (select from ready r where r.queue = f.queue and r.job_id = f.job_id)
+            and not exists (select from running r where r.job_id = f.job_id)
+        order by f.job_id
+        for update skip locked);
     delete from job where id = any (pruned);
     delete from attempt_log where job_id = any (pruned);
     delete from finished where job_id = any (pruned);
-    delete from worker w
-    where greatest(w.stopped_at, w.rescued_at) < before and not exists (select from running r where r.worker_id = w.id);
+    delete from worker
+    where id = any (array(
+        select w.id from worker w
+        where greatest(w.stopped_at, w.rescued_at) < before and pg_try_advisory_xact_lock(w.id)
+            and not exists (select from running r where r.worker_id = w.id)
+        for update skip locked));
     return cardinality(pruned);
 end
 $$;

@@ -29,7 +29,7 @@ create table job (
     constraint job_max_attempts_is_positive check (max_attempts >= 1),
     constraint job_timeout_is_positive check (timeout > interval '0'),
     constraint job_expires_at_is_finite check (expires_at >= '0001-01-01 00:00+00' and expires_at < '9999-01-01 00:00+00'),
-    constraint job_unique_key_is_a_name check (length(unique_key) between 1 and 500),
+    constraint job_unique_key_is_a_name check (length(unique_key) between 1 and 500 and octet_length(unique_key) <= 1500),
     constraint job_parent_is_a_claim check ((parent_id is null) = (parent_claim_id is null)),
     constraint job_parent_is_older check (parent_id < id)
 );

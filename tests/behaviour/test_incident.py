@@ -34,7 +34,7 @@ def test_same_job_executed_by_both_the_second_result_is_not_accepted(dsn: str, c
     first = prod_1.claim()[0]
     prod_1.finish(first, outcome="give_back")
     second = prod_2.claim()[0]
-    assert prod_1.finish(first, result="of prod-1") == ["already"]
+    assert prod_1.finish(first, result="of prod-1") == ["stale"]
     assert prod_2.finish(second, result="of prod-2") == ["accepted"]
     assert connection.execute("select result from pgsched.jobs").fetchall() == [("of prod-2",)]
     prod_1.close()

@@ -29,9 +29,9 @@ RULES = sorted(SQL.rglob("*.sql"))
 NO_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "manager", "managers", "lib", "misc"}
 MOST_LINES = 400
 KEYWORDS = (
-    "SELECT INSERT UPDATE DELETE FROM WHERE CREATE ALTER DROP TABLE INDEX VIEW FUNCTION INTO VALUES SET JOIN LEFT ON AND OR NOT "
-    "NULL IS IN AS WITH ORDER GROUP BY LIMIT RETURNING RETURN RETURNS BEGIN END IF THEN ELSE LOOP CASE WHEN GRANT REVOKE COMMENT"
-).split()
+    "SELECT|INSERT|UPDATE|DELETE|FROM|WHERE|CREATE|ALTER|DROP|TABLE|INDEX|VIEW|FUNCTION|INTO|VALUES|SET|JOIN|LEFT|ON|AND|OR|NOT|NULL"
+    "|IS|IN|AS|WITH|ORDER|GROUP|BY|LIMIT|RETURNING|RETURN|RETURNS|BEGIN|END|IF|THEN|ELSE|LOOP|CASE|WHEN|GRANT|REVOKE|COMMENT"
+)
 OWNERS_ONLY = {"adopt", "grant_access"}
 """What calls.py calls and no level may: it is the schema's owner's."""
 
@@ -80,14 +80,14 @@ def test_a_source_file_stays_short(path: Path) -> None:
 @pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)
 def test_sql_keywords_are_lower_case(path: Path) -> None:
     code = re.sub(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'", "", path.read_text(), flags=re.DOTALL)
-    assert re.findall(rf"\b(?:{'|'.join(KEYWORDS)})\b.*", code) == []
+    assert re.findall(rf"\b(?:{KEYWORDS})\b.*", code) == []
 
 
 def test_sqlstates_have_one_table(connection: psycopg.Connection[Any]) -> None:
     table = dict(connection.execute("select sqlstate, name from pgsched.errors()").fetchall())
     assert table == {code: error.__name__ for code, error in BY_SQLSTATE.items()}
     assert all(error.sqlstate == code and error.__name__ in pgsched.__all__ for code, error in BY_SQLSTATE.items())
-    raised = {code for path in RULES for code in re.findall(r"'(PGS\w\w)'", path.read_text())}
+    raised = {code for path in RULES if path.name != "errors.sql" for code in re.findall(r"'(PGS\w\w)'", path.read_text())}
     assert raised == table.keys()
 
 
@@ -108,7 +108,7 @@ def test_each_level_is_granted_what_exists_and_all_that_python_calls(connection:
     assert [row for row in granted if row[1:] not in there] == []
     assert len({row[1:] for row in granted}) == len(granted)
     source = inspect.getsource(pgsched.calls)
-    called = {("function", name) for name in re.findall(r"@([a-z_]+)\(", source)}
+    called = {("function", name) for name in re.findall(r"[ (]@([a-z_]+)\(", source)}
     called |= {("view", name) for name in re.findall(r"(?:from|join) @([a-z_]+)\b(?!\()", source)}
     assert len(called) > 20
     assert called - {row[1:] for row in granted} == {("function", name) for name in OWNERS_ONLY}

@@ -108,7 +108,7 @@ def test_a_finish_sees_a_cancel_that_commits_between_its_snapshot_and_its_lock(w
     )
     text = connection.execute("select pg_get_functiondef('pgsched.settle'::regproc)").fetchone()[0]
     gated = text.replace("with given as materialized (", "with given as materialized (select * from (").replace(
-        "cap_s double precision, charged boolean)\n    ),", "cap_s double precision, charged boolean)) x where pgsched.pass_gate()\n    ),"
+        "cap_s double precision, begun boolean)\n    ),", "cap_s double precision, begun boolean)) x where pgsched.pass_gate()\n    ),"
     )
     assert gated.count("pass_gate") == 1
     connection.execute(gated)
@@ -200,7 +200,7 @@ def test_what_is_only_held_keeps_its_expiry_and_comes_back_with_it(worker: Steps
     enqueue(connection, 2, expires_at="2100-01-01T00:00:00Z")
     begun, held = worker.claim(2, free_slots=1)
     rows = connection.execute("select job_id, started_at is null, expires_at is null from pgsched.running order by job_id").fetchall()
-    assert rows == [(begun["job_id"], False, True), (held["job_id"], True, False)]
+    assert rows == [(begun["job_id"], False, False), (held["job_id"], True, False)]
     worker.finish(begun, held, outcome="give_back")
     rows = connection.execute("select job_id, expires_at is null from pgsched.ready order by job_id").fetchall()
     assert rows == [(begun["job_id"], True), (held["job_id"], False)]

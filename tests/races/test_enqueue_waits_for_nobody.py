@@ -66,6 +66,44 @@ def test_keys_are_taken_in_sorted_order_so_that_batches_do_not_deadlock(dsn: str
 
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_a_key_whose_holder_ended_behind_an_old_snapshot_is_taken_whole_or_not_at_all(dsn: str, connection: Any, level: str) -> None:
+    # 1. a transaction takes its snapshot; 2. the key's holder ends; 3. the transaction enqueues with that key.
+    worker = Steps(dsn)
+    enqueue(connection, unique_key="k")
+    claim = worker.claim()[0]
+    with psycopg.connect(dsn) as user:
+        user.execute(f"set transaction isolation level {level}")
+        user.execute("select count(*) from pgsched.job")
+        worker.finish(claim)
+        jobs = json.dumps([{"task": "t", "queue": "q", "unique_key": "k"}, {"task": "t", "queue": "q"}])
+        ids = [row[0] for row in user.execute("select pgsched.enqueue_many(%s)", (jobs,)).fetchall()]
+    assert len(ids) == 2
+    assert {job_id: "ready" for job_id in ids}.items() <= places(connection).items()
+    worker.close()
+
+
+def test_a_batch_that_finds_a_holder_gone_begins_its_round_anew(dsn: str, connection: Any) -> None:
+    # (Two batches of the same keys: A gets b and meets a's holder, who ends; B takes a and waits for b; A must not hold b
+    # while it waits for a.)
+    def batch() -> str:
+        return json.dumps([{"task": "t", "queue": "q", "unique_key": key} for key in ("a", "b")])
+
+    connection.execute("alter system set deadlock_timeout = '50ms'")
+    worker = Steps(dsn)
+    for _ in range(15):
+        enqueue(connection, unique_key="a")
+        claims = worker.claim()
+        with psycopg.connect(dsn, autocommit=True) as one, psycopg.connect(dsn, autocommit=True) as two:
+            calls = [Blocked(c, "select pgsched.enqueue_many(%s)", (batch(),)) for c in (one, two)]
+            worker.finish(*claims)
+            assert len(set(map(tuple, [sorted(call.result()) for call in calls]))) <= 2
+        for claim in worker.claim():
+            worker.finish(claim)
+    connection.execute("alter system reset deadlock_timeout")
+    worker.close()
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
 def test_enqueue_works_in_transactions_of_any_isolation_level(dsn: str, connection: Any, level: str) -> None:
     with psycopg.connect(dsn) as user:
         user.execute(f"set transaction isolation level {level}")

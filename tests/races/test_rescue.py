@@ -22,7 +22,8 @@ def rescue(connection: Any, worker: Steps, begun: list[int] | None = None, n: in
     for _ in range(1000):
         try:
             call = "select pgsched.rescue(%s, %s, true, %s)"
-            return connection.execute(call, (worker.id, begun, n)).fetchone()[0]  # type: ignore[no-any-return]
+            answer: dict[str, int] = connection.execute(call, (worker.id, begun, n)).fetchone()[0]
+            return {name: answer[name] for name in ("moved", "left")}
         except psycopg.Error as error:
             if error.sqlstate != "PGS07":
                 raise
@@ -147,10 +148,66 @@ def test_a_claim_whose_answer_was_lost_goes_back_uncharged(worker: Steps, connec
 
 def test_reconcile_takes_nothing_that_another_session_has_claimed(worker: Steps, connection: Any) -> None:
     enqueue(connection, 1)
-    second = worker.open_session()
+    worker.work.close()
+    second, third = worker.open_session(), worker.open_session()
     claim = worker.claim(session=second)[0]
-    worker.work.execute("select pgsched.reconcile(%s, '{1}', '{}')", (worker.id,))
+    third.execute("select pgsched.reconcile(%s, '{1}', '{}')", (worker.id,))
     assert worker.finish(claim, session=second) == ["accepted"]
+    with pytest.raises(psycopg.Error, match="this session is 3"):
+        third.execute("select pgsched.reconcile(%s, '{3}', '{}')", (worker.id,))
+
+
+def test_what_never_began_comes_back_with_its_expiry(worker: Steps, connection: Any) -> None:
+    enqueue(connection, 2, expires_at="2100-01-01T00:00:00Z")
+    worker.claim(1)
+    worker.work.close()
+    second = worker.open_session()
+    second.execute("select pgsched.reconcile(%s, '{1}', '{}')", (worker.id,))
+    begun = worker.claim(session=second)
+    worker.close()
+    rescue(connection, worker, [begun[0]["claim_id"]])
+    rows = connection.execute("select expires_at is null from pgsched.ready order by job_id").fetchall()
+    assert rows == [(begun[0]["job_id"] == min(c["job_id"] for c in begun),), (begun[0]["job_id"] != min(c["job_id"] for c in begun),)]
+
+
+def test_slots_of_dropped_jobs_go_to_the_next_so_that_what_begins_is_charged(dsn: str, connection: Any) -> None:
+    steps = Steps(dsn, tasks=["t"])
+    enqueue(connection, task="unknown")
+    good = enqueue(connection, 2)
+    claims = steps.claim(3, free_slots=1)
+    assert [c["job_id"] for c in claims] == good
+    rows = connection.execute("select started_at is not null from pgsched.running order by job_id").fetchall()
+    assert rows == [(True,), (False,)]
+    steps.close()
+
+
+def test_a_worker_that_has_said_that_it_ended_works_no_more(worker: Steps, connection: Any) -> None:
+    with pytest.raises(psycopg.Error, match="another session of worker"):
+        worker.lease.execute("select pgsched.detach(%s)", (worker.id,))
+    worker.work.close()
+    for _ in range(1000):
+        try:
+            worker.lease.execute("select pgsched.detach(%s)", (worker.id,))
+            break
+        except psycopg.Error as error:
+            assert error.sqlstate == "PGS07"
+            time.sleep(0.01)
+    for refused in (lambda: worker.open_session(), lambda: worker.claim(session=worker.lease)):
+        with pytest.raises(psycopg.Error, match="that it ended"):
+            refused()
+
+
+@pytest.mark.parametrize("tasks", ["t", ["t", None], [1], {"t": 1}])
+def test_a_worker_that_names_its_tasks_wrongly_is_refused(dsn: str, tasks: Any) -> None:
+    with pytest.raises(psycopg.Error, match="tasks an array of names") as error:
+        Steps(dsn, tasks=tasks)
+    assert error.value.sqlstate == "PGS09"
+
+
+def test_at_other_isolation_levels_a_worker_is_refused(worker: Steps) -> None:
+    worker.work.execute("set default_transaction_isolation = 'repeatable read'")
+    with pytest.raises(psycopg.Error, match="READ COMMITTED only"):
+        worker.claim()
 
 
 def test_reattaching_raises_the_generation_and_names_claims_that_are_unknown(worker: Steps, dsn: str, connection: Any) -> None:

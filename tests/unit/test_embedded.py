@@ -234,13 +234,20 @@ def test_the_server_ends_with_the_process(data_of_one: Path, one: Binaries) -> N
     assert not runs(data_of_one)
 
 
-def test_a_forked_child_does_not_stop_the_server(data_of_one: Path, one: Binaries) -> None:
+def test_a_forked_child_neither_stops_the_server_nor_holds_its_data(data_of_one: Path, one: Binaries) -> None:
     with start(data_of_one, binaries=one) as pg:
         if (child := os.fork()) == 0:
             pg.stop()
+            os.kill(os.getpid(), signal.SIGSTOP)
             os._exit(0)
-        assert os.waitpid(child, 0)[1] == 0
+        assert os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1])
         assert rows(pg.dsn) == [(1,)]
+    try:
+        with start(data_of_one, binaries=one) as pg:  # the child still lives
+            assert not pg.reused
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 # ---- Deaths

@@ -12,7 +12,7 @@ set search_path from current
 as $$
 declare
     theirs integer := (info ->> 'protocol')::integer;
-    wait interval := make_interval(secs => (info ->> 'rescue_after_s')::double precision);
+    wait interval;
     missing text;
 begin
     if theirs is distinct from protocol() then
@@ -27,6 +27,15 @@ begin
     if missing is not null then
         perform refuse('PGS09', format('attach: %s missing', missing), 'Every field of a worker must be given.');
     end if;
+    if not names_only(info -> 'queues') or info -> 'queues' = '[]'
+        or not names_only(coalesce(nullif(info -> 'tasks', 'null'), '[]')) then
+        perform refuse('PGS09', 'attach: queues must be an array of at least one name, tasks an array of names (or null: any task)');
+    end if;
+    if (info ->> 'concurrency')::numeric not between 1 and 1000000 or (info ->> 'rescue_after_s')::numeric not between 1 and 86400 then
+        perform refuse('PGS09', format('attach: concurrency is %s and rescue_after_s is %s', info ->> 'concurrency', info ->> 'rescue_after_s'),
+            'They lie between 1 and 1000000, and 1 and 86400.');
+    end if;
+    wait := make_interval(secs => (info ->> 'rescue_after_s')::double precision);
     epoch := check_installation(wait);
     worker_id := ('x' || replace(left(gen_random_uuid()::text, 18), '-', ''))::bit(64)::bigint & 9223372036854775807;
     token := gen_random_uuid()::text;
@@ -51,9 +60,11 @@ declare
     proof constant text := current_setting('pgsched.session', true);
     the_token text;
     rescued timestamptz;
+    stopped timestamptz;
 begin
-    select w.token, w.rescued_at, w.tasks, i.epoch, i.not_before, substr(proof, length(w.id || ':' || w.token || ':') + 1)::integer
-    into the_token, rescued, tasks, epoch, not_before, session_no
+    perform require_read_committed();
+    select w.token, w.rescued_at, w.stopped_at, w.tasks, i.epoch, i.not_before, substr(proof, length(w.id || ':' || w.token || ':') + 1)::integer
+    into the_token, rescued, stopped, tasks, epoch, not_before, session_no
     from worker w, installation i
     where w.id = the_worker and starts_with(proof, w.id || ':' || w.token || ':');
     if the_token is null then
@@ -63,6 +74,9 @@ begin
     if rescued is not null then
         perform refuse('PGS03', format('worker %s was rescued at %s: its jobs are no longer its own', the_worker, rescued),
             'Stop all handlers, then attach again: an identity is used once.');
+    end if;
+    if stopped is not null then
+        perform refuse('PGS02', format('worker %s has said at %s that it ended', the_worker, stopped), 'Attach again: an identity is used once.');
     end if;
 end
 $$;
@@ -77,17 +91,20 @@ as $$
 declare
     w worker;
 begin
+    perform require_read_committed();
     if not pg_try_advisory_lock_shared(the_worker) then
         raise exception using errcode = 'lock_not_available',
             message = format('worker %s: its lock is held exclusively at this moment', the_worker),
             hint = 'Somebody looks whether it is dead: try again.';
     end if;
     select * into w from worker where id = the_worker;
-    if w.token is distinct from the_token or w.rescued_at is not null then
+    if w.token is distinct from the_token or w.rescued_at is not null or w.stopped_at is not null then
         perform pg_advisory_unlock_shared(the_worker);
         if w.token is distinct from the_token then
             perform refuse('PGS02', format('worker %s: no such worker, or not its token', the_worker),
                 'attach() answers both; they belong together.');
+        elsif w.stopped_at is not null then
+            perform refuse('PGS02', format('worker %s has said at %s that it ended', the_worker, w.stopped_at), 'Attach again: an identity is used once.');
         end if;
         perform refuse('PGS03', format('worker %s ("%s") was rescued at %s', w.id, w.name, w.rescued_at),
             'Stop all handlers, then attach again: an identity is used once.');
@@ -104,13 +121,16 @@ create or replace function open_session(worker_id bigint, token text, session_no
 language plpgsql security definer
 set search_path from current
 as $$
+declare
+    epoch bigint;
 begin
     if session_no is null or session_no < 1 then
         perform refuse('PGS09', format('open_session: session_no is %s, it must be at least 1', coalesce(session_no::text, 'null')),
             'Number the work sessions of a worker from 1, each number once.');
     end if;
+    epoch := check_installation((select w.rescue_after from worker w where w.id = worker_id));
     perform join_worker(worker_id, token, session_no);
-    return check_installation((select w.rescue_after from worker w where w.id = worker_id));
+    return epoch;
 end
 $$;
 comment on function open_session(bigint, text, integer) is 'Makes this session a work session of the worker; answers the epoch.';
@@ -123,8 +143,8 @@ language plpgsql security definer
 set search_path from current
 as $$
 begin
-    perform join_worker(worker_id, token, 0);
     perform check_installation((select w.rescue_after from worker w where w.id = worker_id));
+    perform join_worker(worker_id, token, 0);
     update worker w set generation = generation + 1 where w.id = worker_id and w.rescued_at is null;
     if not found then
         perform pg_advisory_unlock_shared(worker_id);
@@ -152,8 +172,10 @@ end
 $$;
 comment on function heartbeat(bigint) is 'Proves the lease by a commit of no effect.';
 
--- The worker says that it has ended. Where nothing of it is left in running, its identity is over; answers how many are.
--- Errors: PGS02, PGS03.
+-- The worker says, on its lease session and with its work sessions closed, that it has ended. Where nothing of it is left in
+-- running, its identity is over; answers how many are.
+-- Locks: the worker's lock, exclusively, by a try: so no claim of it is on its way.
+-- Errors: PGS02, PGS03, PGS07 another session of the worker lives.
 create or replace function detach(worker_id bigint) returns integer
 language plpgsql security definer
 set search_path from current
@@ -162,6 +184,9 @@ declare
     left_running integer;
 begin
     perform session_of(worker_id);
+    if not pg_try_advisory_xact_lock(worker_id) then
+        perform refuse('PGS07', format('detach: another session of worker %s lives', worker_id), 'Close its work sessions first.');
+    end if;
     left_running := (select count(*) from running r where r.worker_id = detach.worker_id);
     if left_running = 0 then
         update worker w set stopped_at = clock_timestamp() where w.id = worker_id;
@@ -184,3 +209,13 @@ begin
 end
 $$;
 comment on function force_durable() is 'Makes the commit of this transaction wait for the disk and the quorum (internal).';
+
+-- Whether a value is a JSON array of texts.
+create or replace function names_only(value jsonb) returns boolean
+language sql immutable
+set search_path from current
+as $$
+select jsonb_typeof(value) is not distinct from 'array'
+    and not exists (select from jsonb_array_elements(case jsonb_typeof(value) when 'array' then value else '[]' end) e where jsonb_typeof(e) <> 'string')
+$$;
+comment on function names_only(jsonb) is 'Whether a value is a JSON array of texts (internal).';

@@ -49,6 +49,31 @@ select 'a job is claimed by its fence: claims only grow', a.job_id, format('clai
 from attempt_log a join running r on r.job_id = a.job_id
 where a.claim_id >= r.claim_id
 union all
+select 'a claim that succeeded is not in attempt_log', f.job_id, format('claim %s', f.claim_id)
+from finished f join attempt_log a on a.job_id = f.job_id and a.claim_id = f.claim_id
+where f.state = 'succeeded'
+union all
+select 'an attempt belongs to a job', a.job_id, format('claim %s', a.claim_id)
+from attempt_log a
+where not exists (select from job j where j.id = a.job_id) and not exists (select from finished f where f.job_id = a.job_id)
+union all
+select 'a claim id is given once', min(c.job_id), format('claim %s stands %s times', c.claim_id, count(*))
+from (select job_id, claim_id from running union all select job_id, claim_id from finished where claim_id is not null) c
+group by c.claim_id
+having count(*) > 1
+union all
+select 'a worker that has stopped runs nothing', r.job_id, format('worker %s', r.worker_id)
+from running r join worker w on w.id = r.worker_id
+where w.stopped_at is not null
+union all
+select 'a running job is within its retry budget', r.job_id, format('attempt %s of %s', r.attempt, j.max_attempts)
+from running r join job j on j.id = r.job_id
+where r.attempt > j.max_attempts
+union all
+select 'a claim''s epoch is not above the installation''s', r.job_id, format('claim %s', r.claim_id)
+from running r
+where r.claim_id >> 44 > (select epoch from installation)
+union all
 select 'a job waits, ready or not, within its retry budget', x.job_id, format('attempt %s of %s', x.attempt, j.max_attempts)
 from (select job_id, attempt from waiting union all select job_id, attempt from ready) x join job j on j.id = x.job_id
 where x.attempt >= j.max_attempts

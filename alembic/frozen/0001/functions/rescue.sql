@@ -2,14 +2,15 @@
 -- all its children and says so; without that word the call is refused. `begun`: the claims whose handlers had begun,
 -- where the caller knows; null: those whose started_at is set. Only those are charged, to lost_attempts; a job whose
 -- workers died max_lost_attempts times ends as failed. A job that was told to cancel ends as cancelled.
--- Each call moves at most `n` jobs; answers {"moved": k, "left": m}. One job that cannot be moved does not stop the
--- others, and one that somebody holds at this moment is left for the next call: call again while "left" is not 0.
+-- Each call moves at most `n` jobs with ids above `above`; answers {"moved": k, "left": m, "last": the last id it met}. One
+-- job that cannot be moved does not stop the others, and one that somebody holds at this moment is left: go on with
+-- above => last until "last" is null, then begin anew while "left" is not 0.
 -- It looks at the rows of running, so it also finds those whose worker row is missing, or that came after a first rescue.
 --
 -- Locks: the worker's lock, exclusively, to the end of the transaction: that it can be taken proves that the server
 -- has ended everything that the worker had sent. Then its running rows, skipping locked ones.
 -- Errors: PGS07 the worker's sessions still hold its lock; PGS09 not certified.
-create or replace function rescue(worker_id bigint, begun bigint[] default null, certified boolean default false, n integer default 1000)
+create or replace function rescue(worker_id bigint, begun bigint[] default null, certified boolean default false, n integer default 1000, above bigint default 0)
 returns jsonb
 language plpgsql security definer
 set search_path from current
@@ -27,19 +28,21 @@ declare
     one jsonb;
     moved integer := 0;
 begin
-    if not certified then
+    if certified is not true then
         perform refuse('PGS09', format('rescue: nobody certifies that worker %s is dead', worker_id),
             'A free lock alone proves nothing about the process: reap it with all its children, then pass certified => true.');
     end if;
-    if split_part(current_setting('pgsched.session', true), ':', 1) = $1::text then
+    if n is null or n < 1 then
+        perform refuse('PGS09', format('rescue: n is %s, it must be at least 1', coalesce(n::text, 'null')), 'It is how many jobs one call may move.');
+    end if;
+    perform require_read_committed();
+    if exists (select from lock_holders($1) pid where pid = pg_backend_pid()) then
         perform refuse('PGS07', format('rescue: this session is one of worker %s itself', $1),
             'Its own locks are no hindrance to it, so it can prove nothing: call from a session of your own.');
     end if;
     if not pg_try_advisory_xact_lock($1) then
-        perform refuse('PGS07', format('rescue: sessions of worker %s still hold its lock (backends %s)', worker_id, (
-                select string_agg(l.pid::text, ', ') from pg_locks l
-                where l.locktype = 'advisory' and l.objsubid = 1 and l.granted and l.pid <> pg_backend_pid()
-                    and (l.classid::bigint << 32 | l.objid::bigint) = $1)),
+        perform refuse('PGS07', format('rescue: sessions of worker %s still hold its lock (backends %s)', worker_id,
+                (select string_agg(pid::text, ', ') from lock_holders($1) pid)),
             'Its process may be alive, or the server is still ending its sessions: try again in a moment.');
     end if;
     perform force_durable();
@@ -47,12 +50,12 @@ begin
     where w.id = $1 and w.rescued_at is null;
     lost := (
         select jsonb_agg(jsonb_build_object('job_id', r.job_id, 'claim_id', r.claim_id, 'outcome', 'lost',
-            'charged', case when begun is null then r.started_at is not null else r.claim_id = any (begun) end,
-            'reason', format('worker %s died while it held the job (lost attempts: %s)', $1, r.lost_attempts + 1)))
+            'begun', case when begun is null then r.started_at is not null else r.claim_id = any (begun) end,
+            'reason', format('worker %s died while it held the job (lost attempts: %s)', $1, r.lost_attempts::bigint + 1)) order by r.job_id)
         from (
             select * from running r
-            where r.worker_id = $1
-            order by r.worker_id, r.session_no
+            where r.worker_id = $1 and r.job_id > above
+            order by r.job_id
             limit n
             for update skip locked
         ) r);
@@ -70,7 +73,8 @@ begin
             end loop;
         end;
     end if;
-    return jsonb_build_object('moved', moved, 'left', (select count(*) from running r where r.worker_id = $1));
+    return jsonb_build_object('moved', moved, 'left', (select count(*) from running r where r.worker_id = $1),
+        'last', lost -> -1 -> 'job_id');
 end
 $$;
-comment on function rescue(bigint, bigint[], boolean, integer) is 'Takes the jobs of a dead worker, on the word of whoever reaped it, and puts them back.';
+comment on function rescue(bigint, bigint[], boolean, integer, bigint) is 'Takes the jobs of a dead worker, on the word of whoever reaped it, and puts them back.';

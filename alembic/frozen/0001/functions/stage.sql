@@ -19,6 +19,10 @@ declare
     expired_waiting integer;
     expired_ready integer;
 begin
+    if n is null or n < 1 then
+        perform refuse('PGS09', format('stage: n is %s, it must be at least 1', coalesce(n::text, 'null')), 'It is how many jobs one call may move.');
+    end if;
+    perform require_read_committed();
     if not pg_try_advisory_xact_lock(lock_class(), 3) then
         return '{"busy": true}';
     end if;

@@ -14,7 +14,8 @@ create table waiting (
         ('scheduled', 'retry', 'unknown_task', 'signal', 'dependencies', 'subtasks', 'limit')),
     constraint waiting_for_time_has_a_time check (reason not in ('scheduled', 'retry', 'unknown_task') or run_at is not null),
     constraint waiting_run_at_is_finite check (run_at >= '0001-01-01 00:00+00' and run_at < '9999-01-01 00:00+00'),
-    constraint waiting_attempt_is_a_count check (attempt >= 0 and lost_attempts >= 0)
+    constraint waiting_queue_is_a_name check (length(queue) between 1 and 100),
+    constraint waiting_attempt_is_a_count check (attempt between 0 and 2147483646 and lost_attempts between 0 and 2147483646)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 create index waiting_due on waiting (run_at, job_id) where reason in ('scheduled', 'retry', 'unknown_task', 'signal') and run_at is not null;
 create index waiting_expiry on waiting (expires_at) where expires_at is not null;
@@ -39,7 +40,8 @@ create table ready (
     primary key (queue, priority, "position"),
     constraint ready_holds_a_job_once unique (queue, job_id),
     constraint ready_priority_is_0_to_9 check (priority between 0 and 9),
-    constraint ready_attempt_is_a_count check (attempt >= 0 and lost_attempts >= 0)
+    constraint ready_queue_is_a_name check (length(queue) between 1 and 100),
+    constraint ready_attempt_is_a_count check (attempt between 0 and 2147483646 and lost_attempts between 0 and 2147483646)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 create index ready_expiry on ready (expires_at) where expires_at is not null;
 comment on table ready is 'Jobs that may run now, and nothing else. A lane is one (queue, priority).';
@@ -69,7 +71,7 @@ create table running (
     subtasks integer not null default 0,
     stop_requested_at timestamptz,
     stop_reason text,
-    constraint running_attempt_is_a_count check (attempt >= 1 and lost_attempts >= 0 and subtasks >= 0),
+    constraint running_attempt_is_a_count check (attempt >= 1 and lost_attempts between 0 and 2147483646 and subtasks >= 0),
     constraint running_stop_has_a_reason check ((stop_requested_at is null) = (stop_reason is null)),
     constraint running_stop_reason_is_known check (stop_reason in ('cancel', 'timeout'))
 ) with (fillfactor = 90, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
@@ -82,7 +84,7 @@ comment on column running.lost_attempts is 'How many workers died before while t
 comment on column running.worker_id is 'The worker that claimed it.';
 comment on column running.session_no is 'Which of that worker''s work sessions claimed it.';
 comment on column running.queue is 'Its queue, as in job.';
-comment on column running.expires_at is 'Still in force while started_at is null.';
+comment on column running.expires_at is 'Not begun by then, it ends as skipped; over once started_at is set.';
 comment on column running.claimed_at is 'When it was claimed.';
 comment on column running.started_at is 'When its handler began; null while the worker only holds it.';
 comment on column running.transactional is 'Its success counts only through the handler''s own transaction.';

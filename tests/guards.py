@@ -1,0 +1,271 @@
+"""Take each guard away and see its test fail: `make guards` (or `python tests/guards.py NAME ...`).
+
+A guard is a piece of text in sql/ or pgsched/ that a finding of the design's reviews put there. Each is replaced in a copy of
+the tree, and the test named beside it must fail there. tests/README.md has the same table in words, and is held equal by a test.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What is guarded, where, how it is taken away, and the test that fails without it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+GUARDS = [
+    Guard(
+        "claims and finishes are durable (R2)",
+        "sql/functions/attach.sql",
+        "perform set_config('synchronous_commit', 'on', true);",
+        "null;",
+        "tests/races/test_claims.py::test_claims_and_finishes_are_durable_whatever_the_roles_default",
+    ),
+    Guard(
+        "a new timeline raises the epoch (R2)",
+        "sql/functions/identity.sql",
+        "if here.timeline is not null and home.timeline is distinct from here.timeline then",
+        "if false then",
+        "tests/races/test_rescue.py::test_a_new_timeline_raises_the_epoch_and_lets_claims_wait",
+    ),
+    Guard(
+        "claims wait on a new epoch (R2)",
+        "sql/functions/claim.sql",
+        "if t < me.not_before then",
+        "if false then",
+        "tests/races/test_rescue.py::test_a_new_timeline_raises_the_epoch_and_lets_claims_wait",
+    ),
+    Guard(
+        "a finish presents its claim's number (R3)",
+        "sql/functions/finish.sql",
+        "where r.job_id = g.job_id and r.claim_id = g.claim_id and r.worker_id + 0 = the_worker",
+        "where r.job_id = g.job_id and r.worker_id + 0 = the_worker",
+        "tests/races/test_claims.py::test_a_resent_retry_is_known_although_the_job_runs_again",
+    ),
+    Guard(
+        "a finish comes from the claim's own worker (R3)",
+        "sql/functions/finish.sql",
+        "and r.claim_id = g.claim_id and r.worker_id + 0 = the_worker",
+        "and r.claim_id = g.claim_id",
+        "tests/races/test_claims.py::test_another_workers_finish_is_stale",
+    ),
+    Guard(
+        "a told job ends as cancelled (R4)",
+        "sql/functions/finish.sql",
+        "when r.stop_reason = 'cancel' then 'cancelled'\n                when g.outcome = 'retry' then",
+        "when g.outcome = 'retry' then",
+        "tests/races/test_claims.py::test_a_cancelled_job_ends_as_cancelled_whatever_is_reported_and_a_timed_out_one_as_reported",
+    ),
+    Guard(
+        "a row that is newer than the snapshot is still deleted",
+        "sql/functions/finish.sql",
+        "delete from running\n        where job_id = any (array(select job_id from settled))",
+        "delete from running\n        where ctid = any (array(select r.ctid from running r join settled s on s.job_id = r.job_id))",
+        "tests/races/test_claims.py::test_a_finish_sees_a_cancel_that_commits_between_its_snapshot_and_its_lock",
+    ),
+    Guard(
+        "a claim without its definition ends as failed (R11)",
+        "sql/functions/claim.sql",
+        "insert into finished (job_id, queue, state, reason, claim_id, attempt, worker_id, finished_at)\n"
+        "        select job_id, queue, 'failed'",
+        "insert into finished (job_id, queue, state, reason, claim_id, attempt, worker_id, finished_at)\n"
+        "        select job_id, queue, 'failed' where false union all select job_id, queue, 'skipped'",
+        "tests/races/test_claims.py::test_one_bad_row_of_each_kind_never_stops_its_neighbours",
+    ),
+    Guard(
+        "a doubled job is dropped, not fatal (R14)",
+        "sql/functions/claim.sql",
+        "from in_order\n            on conflict (job_id) do nothing",
+        "from in_order",
+        "tests/races/test_claims.py::test_one_bad_row_of_each_kind_never_stops_its_neighbours",
+    ),
+    Guard(
+        "a retry's wait cannot overflow (R14)",
+        "sql/functions/finish.sql",
+        "power(2::double precision, least(greatest(attempt, 1) - 1, 60))",
+        "power(2::double precision, attempt - 1)",
+        "tests/behaviour/test_incident.py::test_retry_backoff_for_attempt_over_50_does_not_wait_forever",
+    ),
+    Guard(
+        "rescue steps over a held row (R14)",
+        "sql/functions/rescue.sql",
+        "for update skip locked\n        ) r);",
+        "for update nowait\n        ) r);",
+        "tests/races/test_rescue.py::test_a_held_row_is_left_for_the_next_rescue_and_stops_no_other",
+    ),
+    Guard(
+        "rescue falls back to one by one (R14)",
+        "sql/functions/rescue.sql",
+        "for one in select * from jsonb_array_elements(lost) loop",
+        "for one in select * from jsonb_array_elements(lost) where false loop",
+        "tests/races/test_rescue.py::test_a_row_that_raises_does_not_stop_the_rescue_of_the_others",
+    ),
+    Guard(
+        "an outcome that cannot be stored is isolated (R14)",
+        "pgsched/worker/exchange.py",
+        "except psycopg.DataError:\n            await self._isolate(results)\n            return",
+        "except psycopg.DataError:\n            return",
+        "tests/behaviour/test_worker.py::test_what_cannot_be_stored_fails_the_job_with_that_reason_and_harms_no_neighbour",
+    ),
+    Guard(
+        "a resent finish says already (R15)",
+        "sql/functions/finish.sql",
+        "when exists (select from finished f where f.job_id = g.job_id and f.claim_id = g.claim_id) then 'already'",
+        "",
+        "tests/races/test_claims.py::test_second_finish_of_a_claim_changes_nothing",
+    ),
+    Guard(
+        "a held row is busy, not stale (R15)",
+        "sql/functions/finish.sql",
+        "when exists (select from running r where r.job_id = g.job_id and r.claim_id = g.claim_id and r.worker_id = $1) then 'busy'",
+        "",
+        "tests/races/test_claims.py::test_a_finish_steps_over_a_held_row_and_says_busy",
+    ),
+    Guard(
+        "a success of a transactional task is not accepted here (R30)",
+        "sql/functions/finish.sql",
+        "when r.transactional and g.outcome = 'succeeded' then 'rolled_back'",
+        "",
+        "tests/races/test_claims.py::test_a_transactional_success_is_not_accepted_from_a_work_session",
+    ),
+    Guard(
+        "keys are taken in sorted order (R16)",
+        "sql/functions/enqueue.sql",
+        "order by g.task, g.unique_key, g.ordinality",
+        "order by g.ordinality",
+        "tests/races/test_enqueue_waits_for_nobody.py::test_keys_are_taken_in_sorted_order_so_that_batches_do_not_deadlock",
+    ),
+    Guard(
+        "the wait for a key is bounded, and the caller's bound kept (R16)",
+        "sql/functions/enqueue.sql",
+        "if patience::interval = '0' or patience::interval > '5s' then",
+        "if true then",
+        "tests/races/test_enqueue_waits_for_nobody.py::test_the_wait_for_a_key_is_bounded_and_the_callers_own_bound_is_kept",
+    ),
+    Guard(
+        "only begun jobs are charged for a death (R20)",
+        "sql/functions/rescue.sql",
+        "case when begun is null then r.started_at is not null else r.claim_id = any (begun) end",
+        "true",
+        "tests/races/test_rescue.py::test_only_jobs_that_had_begun_are_charged_and_none_costs_an_attempt",
+    ),
+    Guard(
+        "a copy is refused (R21)",
+        "sql/functions/identity.sql",
+        "if home.database_oid is distinct from here.database_oid",
+        "if false",
+        "tests/races/test_rescue.py::test_a_copy_of_the_database_is_refused_until_it_is_adopted",
+    ),
+    Guard(
+        "a changed prepared statement is survived (R25)",
+        "pgsched/session.py",
+        "    psycopg.NotSupportedError,\n",
+        "",
+        "tests/races/test_claims.py::test_a_migration_that_changes_what_a_statement_answers_is_survived",
+    ),
+    Guard(
+        "another protocol number is refused (R25)",
+        "sql/functions/attach.sql",
+        "if theirs is distinct from protocol() then",
+        "if false then",
+        "tests/races/test_rescue.py::test_another_protocol_number_is_refused_with_both_numbers",
+    ),
+    Guard(
+        "a lost answer's claim goes back (R29)",
+        "sql/functions/finish.sql",
+        "where r.worker_id = $1 and r.session_no = any (ended_session_nos) and not r.claim_id = any (claim_ids)",
+        "where false and r.worker_id = $1 and r.session_no = any (ended_session_nos) and not r.claim_id = any (claim_ids)",
+        "tests/races/test_rescue.py::test_a_claim_whose_answer_was_lost_goes_back_uncharged",
+    ),
+    Guard(
+        "reconcile goes by the ended sessions (R46)",
+        "sql/functions/finish.sql",
+        "and r.session_no = any (ended_session_nos) and",
+        "and",
+        "tests/races/test_rescue.py::test_reconcile_takes_nothing_that_another_session_has_claimed",
+    ),
+    Guard(
+        "pg_temp is named, last (R37)",
+        "pgsched/migrate.py",
+        'f"set local search_path = {name}, pg_temp"',
+        'f"set local search_path = {name}"',
+        "tests/races/test_enqueue_waits_for_nobody.py::test_a_temp_table_named_like_ours_in_the_callers_session_has_no_effect",
+    ),
+    Guard(
+        "the claim's plan is pinned (R13, R38)",
+        "sql/functions/claim.sql",
+        "set enable_seqscan = off\nset enable_bitmapscan = off\nset enable_sort = off\n",
+        "",
+        "tests/sql/test_plans.py",
+    ),
+    Guard(
+        "sequences hand out one number at a time (R39)",
+        "sql/schema/030_states.sql",
+        "create sequence claim_number as bigint cache 1;",
+        "create sequence claim_number as bigint cache 100;",
+        "tests/races/test_enqueue_waits_for_nobody.py::test_sequences_hand_out_one_number_at_a_time",
+    ),
+    Guard(
+        "a list by state and queue goes by its index (R40)",
+        "sql/schema/030_states.sql",
+        "create index finished_list on finished (queue, state, job_id);",
+        "create index finished_list on finished (state);",
+        "tests/sql/test_plans.py",
+    ),
+]
+
+
+def falls_without(guard: Guard) -> bool:
+    """Whether the guard's test passes with it and fails without it."""
+    with tempfile.TemporaryDirectory(prefix="pgsched-guards-") as folder:
+        copy = Path(folder) / "tree"
+        copy.mkdir()
+        for part in ("pgsched", "sql", "alembic", "tests", "README.md", "examples", "docs"):
+            source = ROOT / part
+            if source.is_dir():
+                shutil.copytree(source, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, copy / part)
+        shutil.copy(ROOT / "pyproject.toml", copy / "pyproject.toml")
+        changed = 0
+        for path in {copy / guard.file, *copy.glob(f"alembic/frozen/*/{guard.file.removeprefix('sql/')}")}:
+            text = path.read_text()
+            changed += guard.old in text
+            path.write_text(text.replace(guard.old, guard.new))
+        if not changed:
+            raise SystemExit(f'guard "{guard.name}": its text is not in {guard.file}')
+        command = [sys.executable, "-m", "pytest", "-x", "-q", guard.test]
+        environment = os.environ | {"PYTHONPATH": str(copy)}
+        ran = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+        return ran.returncode == 1
+
+
+def main(names: list[str]) -> int:
+    """Try each guard whose name contains one of `names` (all without any); how many tests did not notice."""
+    blind = 0
+    chosen = [g for g in GUARDS if not names or any(n in g.name for n in names)]
+    for guard in chosen:
+        noticed = falls_without(guard)
+        blind += not noticed
+        print(f"{'seen  ' if noticed else 'UNSEEN'}  {guard.name}", flush=True)
+    print(f"{len(chosen) - blind} passed, {blind} failed")
+    return blind
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main(sys.argv[1:]) else 0)
