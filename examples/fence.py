@@ -33,7 +33,7 @@ async def main() -> None:
     job = await write_balance.aenqueue(1, 100)
     worker = Worker(app, Settings(concurrency=1))
     running = asyncio.create_task(worker.run())
-    while (info := await job.ainfo()).state not in ("succeeded", "failed"):
+    while (info := await job.ainfo()).state not in ("succeeded", "failed"):  # noqa: ASYNC110 (it asks the database)
         await asyncio.sleep(0.02)
     worker.stop()
     await running

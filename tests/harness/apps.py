@@ -28,7 +28,7 @@ async def resources() -> AsyncIterator[dict[str, str]]:
 @app.middleware
 async def numbered(job: pgsched.JobContext, run: Callable[[], Awaitable[Any]]) -> Any:
     result = await run()
-    return result + ["middleware"] if isinstance(result, list) else result
+    return [*result, "middleware"] if isinstance(result, list) else result
 
 
 def record(what: str, job_id: int) -> None:

@@ -60,8 +60,8 @@ insert into finished (job_id, queue, state, claim_id, attempt, finished_at)
 insert into attempt_log (job_id, claim_id, attempt, state, ended_at)
     select i + 2 * %(rows)s, i, 1, 'failed', now() from plan;
 insert into running (job_id, claim_id, attempt, worker_id, session_no, queue, claimed_at, started_at)
-    select i + 3 * %(rows)s, (2::bigint << 44) + i, 1, case when i %% 2 = 0 then %(worker)s else 1 + i %% 97 end,
-        i / 10 %% 3, queue, now(), now()
+    select i + 3 * %(rows)s, (2::bigint << 44) + i, 1, case when i %% 5 = 0 then %(worker)s else 1 + i %% 97 end,
+        i / 5 %% 3, queue, now(), now()
     from plan where i <= %(running)s;
 
 -- What a claim meets and cannot hand out: expired, an unknown task, no definition, running already.
@@ -76,7 +76,7 @@ select setval('job_id_seq', 5 * %(rows)s), setval('claim_number', %(running)s + 
 
 # (Ordered by the primary key: what these subqueries read is not the functions' doing.)
 MINE = """(select jsonb_agg(jsonb_build_object('job_id', r.job_id, 'claim_id', r.claim_id, 'first_s', 1, 'after_s', 5,
-    'outcome', (array['succeeded', 'failed', 'retry', 'snooze', 'cancelled', 'give_back'])[1 + r.job_id / 2 % 6]))
+    'outcome', (array['succeeded', 'failed', 'retry', 'snooze', 'cancelled', 'give_back'])[1 + r.job_id / 5 % 6]))
     from (select * from pgsched.running where worker_id = {worker} order by job_id limit 200) r)"""
 LANES = '{{"lanes": [{{"queue": "none", "priority": 0}}, {{"queue": "mail", "priority": 5}}],'
 
