@@ -16,7 +16,7 @@ if context.is_offline_mode():
         context.run_migrations()
 else:
     for statement in prologue(schema):
-        connection.exec_driver_sql(statement)
+        connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
     context.configure(connection=connection, **ours)
     with context.begin_transaction():
         context.run_migrations()

@@ -32,7 +32,7 @@ class Calls:
 
     def __init__(self, schema: str = "pgsched") -> None:
         self.schema = schema
-        self._prefix = sql.Identifier(schema).as_string(None) + "."
+        self._prefix = sql.Identifier(schema).as_string(None).replace("%", "%%") + "."
 
     def _call(self, text: str, read: Callable[[Rows], T], **params: Any) -> Call[T]:
         return Call(text.replace("@", self._prefix), params, read, self.schema)

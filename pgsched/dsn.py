@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import psycopg
@@ -33,7 +34,9 @@ def resolve(dsn: str | None) -> str:
     try:
         conninfo_to_dict(dsn)
     except psycopg.ProgrammingError as error:
-        raise UsageError(f"the DSN cannot be read: {str(error).strip()}") from error
+        # (What libpq quotes may be a part of the password.)
+        reason = re.sub(r'"[^"]*"?', '"..."', str(error).strip())
+        raise UsageError(f"the DSN cannot be read: {reason}") from None
     return dsn
 
 

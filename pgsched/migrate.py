@@ -11,6 +11,7 @@ application's migrations.
 from __future__ import annotations
 
 import io
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,11 +26,12 @@ from alembic.util.exc import CommandError
 from psycopg import sql
 
 from pgsched.dsn import connect
-from pgsched.errors import SchemaError
+from pgsched.errors import AccessError, SchemaError
 
 _PACKAGE = Path(__file__).parent
 _LOCK_TIMEOUT = "5s"
 _TRIES = 24
+_ONE_AT_A_TIME = threading.Lock()  # Alembic's `op` and `context` are the process's, not the thread's
 
 
 def _home(packed: str, plain: str) -> Path:
@@ -54,9 +56,16 @@ def upgrade(dsn: str, *, schema: str = "pgsched") -> str:
     """
     for tries_left in reversed(range(_TRIES)):
         try:
-            with _engine(dsn).connect() as connection, connection.begin():
+            with _ONE_AT_A_TIME, _engine(dsn).connect() as connection, connection.begin():
                 command.upgrade(_config(schema, connection=connection), "pgsched@head")
             return head()
+        except sqlalchemy.exc.ProgrammingError as error:
+            if isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+                raise AccessError(
+                    f'migrating schema "{schema}": {error.orig.diag.message_primary}; whoever migrates owns the schema, and '
+                    "needs the right CREATE on the database to make it"
+                ) from error
+            raise
         except sqlalchemy.exc.OperationalError as error:
             if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
                 raise
@@ -98,8 +107,9 @@ def include_name_for(schema: str) -> Callable[[str | None, str, Mapping[str, str
     return include
 
 
-include_name = include_name_for("pgsched")
-"""`include_name_for` the default schema."""
+def include_name(name: str | None, type_: str, parent_names: Mapping[str, str | None]) -> bool:
+    """The filter of `include_name_for` for the default schema."""
+    return include_name_for("pgsched")(name, type_, parent_names)
 
 
 def install(revision: str) -> None:
@@ -152,14 +162,25 @@ def read_sql(root: Path) -> Iterator[str]:
 def prologue(schema: str) -> list[str]:
     """What a migration does first: wait for another one, make the schema, and pin the names to it."""
     name = sql.Identifier(schema).as_string(None)
-    key = sql.Literal(f"pgsched.migrate.{schema}").as_string(None)
+    key, plain = (sql.Literal(text).as_string(None) for text in (f"pgsched.migrate.{schema}", schema))
+    make = (
+        f"begin if not exists (select from pg_namespace where nspname = {plain}) then create schema {name}; end if; end"
+    )
     return [
         f"select pg_advisory_xact_lock(hashtextextended({key}, 0))",
         f"set local lock_timeout = '{_LOCK_TIMEOUT}'",
         "set local client_min_messages = warning",
-        f"create schema if not exists {name}",
+        f"do {_dollar(make)}",
         f"set local search_path = {name}, pg_temp",
     ]
+
+
+def _dollar(text: str) -> str:
+    """A quoted text that no text in it can end (`create schema if not exists` asks for rights that it may not need)."""
+    tag = "$do$"
+    while tag in text:
+        tag = f"${tag[1:-1]}o$"
+    return f"{tag} {text} {tag}"
 
 
 def build(dsn: str, *, schema: str = "pgsched") -> None:

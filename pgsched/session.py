@@ -48,9 +48,8 @@ TRY_AGAIN = (
 )
 """What a session raises when it lives on and the same call may succeed in a moment (some are BROKEN's by class)."""
 
-_SETTINGS = (
-    "set default_transaction_isolation = 'read committed'; set lock_timeout = '800ms'; set intervalstyle = 'postgres'; {more}"
-)
+_READ_COMMITTED = "set default_transaction_isolation = 'read committed'"
+_SETTINGS = _READ_COMMITTED + "; set lock_timeout = '800ms'; set intervalstyle = 'postgres'; {more}"
 _WORK = "set statement_timeout = '60s'; set idle_in_transaction_session_timeout = '60s'"
 _LEASE = "set statement_timeout = '{bound}ms'; set idle_session_timeout = '{silence}ms'"
 

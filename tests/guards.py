@@ -125,7 +125,7 @@ GUARDS = [
     Guard(
         "a resent finish says already (R15)",
         "sql/functions/finish.sql",
-        "when exists (select from finished f where f.job_id = g.job_id and f.claim_id = g.claim_id) then 'already'",
+        "when exists (select from finished f where f.job_id = g.job_id and f.claim_id = g.claim_id and f.worker_id = $1) then 'already'",
         "",
         "tests/races/test_claims.py::test_second_finish_of_a_claim_changes_nothing",
     ),

@@ -43,7 +43,7 @@ def enqueue(
 ) -> None:
     """Enqueue one job. The arguments are not checked against the task here: its worker does that."""
     try:
-        arguments = json.loads(args)
+        arguments = json.loads(args, parse_constant=_no_constant)
     except ValueError as error:
         raise UsageError(f"--args is no JSON: {error}") from error
     with opened(dsn, schema) as db:
@@ -66,6 +66,10 @@ def enqueue(
         print_json({"id": job_id})
     else:
         print(f"job {job_id}")
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def jobs(

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def console() -> Console:
@@ -36,7 +37,7 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], as_jso
                 column.replace("_", " "), overflow="fold", justify="right" if _numeric(rows, column) else "left"
             )
         for row in rows:
-            table.add_row(*(cell(row.get(column)) for column in columns))
+            table.add_row(*(Text(cell(row.get(column))) for column in columns))
         console().print(table)
 
 

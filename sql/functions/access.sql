@@ -32,14 +32,14 @@ begin
         perform refuse('PGS09', format('grant: there is no level %s', shown(level)), 'The levels are reader, client and worker.');
     end if;
     if role_name is null or not exists (select from pg_roles where rolname = role_name) then
-        raise undefined_object using message = format('there is no role %s', shown(role_name)),
+        raise undefined_object using message = format('role %s does not exist', shown(role_name)),
             hint = 'Roles belong to the whole cluster: create it first (create role).';
     end if;
     execute format('grant usage on schema %I to %I', current_schema(), role_name);
     for target in
         select a.kind, a.name, p.oid::regprocedure::text as signature
         from access_list() a
-            left join pg_proc p on a.kind = 'function' and p.proname = a.name and p.pronamespace = current_schema()::regnamespace
+            left join pg_proc p on a.kind = 'function' and p.proname = a.name and p.pronamespace = (select n.oid from pg_namespace n where n.nspname = current_schema())
         where array_position(levels, a.level) <= rank
     loop
         if target.kind = 'view' then

@@ -82,7 +82,7 @@ comment on function stage(integer) is 'Moves jobs whose time has come into ready
 create or replace function channel() returns text
 language sql stable
 set search_path from current
-as $$ select 'pgsched_' || current_schema()::regnamespace::oid $$;
+as $$ select 'pgsched_' || oid from pg_namespace where nspname = current_schema() $$;
 comment on function channel() is 'The channel on which workers are woken (LISTEN); the payload is a queue''s name.';
 
 -- Wakes the workers of these queues when this transaction commits. Only a hint: workers also poll.

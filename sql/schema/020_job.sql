@@ -34,6 +34,7 @@ create table job (
     constraint job_parent_is_older check (parent_id < id)
 );
 comment on table job is 'What is to be done: a job''s definition, one row that never changes. Its state is the one state table that holds its id: waiting, ready, running or finished.';
+comment on sequence job_id_seq is 'The ids of jobs. Cache 1: with more, a valid edge to an older job would be refused.';
 comment on column job.id is 'The job''s number, rising in the order of enqueuing calls.';
 comment on column job.task is 'The task''s name: which function of the application runs.';
 comment on column job.queue is 'The queue that it is in.';

@@ -33,9 +33,8 @@ begin
             order by j.id desc
             limit list_jobs."limit");
     else
-        foreach a_queue in array coalesce(array[list_jobs.queue], known_queues()) loop
-            foreach a_state in array coalesce(array[list_jobs.state], states) loop
-                continue when a_queue is null;
+        foreach a_queue in array case when list_jobs.queue is null then known_queues() else array[list_jobs.queue] end loop
+            foreach a_state in array case when list_jobs.state is null then states else array[list_jobs.state] end loop
                 ids := ids || array(select i from ids_in(a_state, a_queue, list_jobs.task, below, list_jobs."limit") i);
             end loop;
         end loop;

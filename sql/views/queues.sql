@@ -30,3 +30,14 @@ from (
 ) q
 group by q.queue;
 comment on view queues is 'What is in each queue and has not ended, and how many live workers serve it.';
+comment on column queues.queue is 'The queue.';
+comment on column queues.ready is 'Jobs that may run now.';
+comment on column queues.running is 'Jobs that run.';
+comment on column queues.cancelling is 'Jobs that were told to stop and have not ended.';
+comment on column queues.scheduled is 'Jobs that wait for a time.';
+comment on column queues.retrying is 'Jobs that wait after a failed attempt.';
+comment on column queues.blocked is 'Jobs that wait for dependencies.';
+comment on column queues.held is 'Jobs that wait for something else: an unknown task, a limit, subtasks.';
+comment on column queues.next_run_at is 'The time of the next one that waits for a time.';
+comment on column queues.oldest_ready_created_at is 'When the oldest ready job was enqueued.';
+comment on column queues.workers is 'Live workers that serve it.';

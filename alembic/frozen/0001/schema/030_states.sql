@@ -45,6 +45,7 @@ create table ready (
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 create index ready_expiry on ready (expires_at) where expires_at is not null;
 comment on table ready is 'Jobs that may run now, and nothing else. A lane is one (queue, priority).';
+comment on sequence ready_position_seq is 'The positions in ready, of all lanes. Cache 1, and drawn only by the INSERT.';
 comment on column ready.queue is 'The queue, as in job.';
 comment on column ready.priority is 'The priority, as in job; 0 runs first.';
 comment on column ready."position" is 'The order within the lane: drawn by the INSERT itself, never given, so that whoever holds the table''s lock is known to have it still to come.';

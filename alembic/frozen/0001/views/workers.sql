@@ -33,3 +33,21 @@ from worker w
         group by 1
     ) l on l.id = w.id;
 comment on view workers is 'Every worker, and whether its sessions hold its lock (alive), do not (silent), or its life is over (stopped, rescued).';
+comment on column workers.id is 'The worker''s number, and the key of its lock.';
+comment on column workers.name is 'Its name.';
+comment on column workers.state is 'alive: a session of it holds its lock; silent: none does; stopped or rescued: its life is over.';
+comment on column workers.sessions is 'How many of its sessions hold its lock.';
+comment on column workers.running is 'How many jobs it holds.';
+comment on column workers.concurrency is 'How many it runs at once.';
+comment on column workers.queues is 'The queues it serves.';
+comment on column workers.host is 'Its machine.';
+comment on column workers.pid is 'Its process.';
+comment on column workers.app is 'Its application.';
+comment on column workers.tasks is 'The tasks it knows; null: any.';
+comment on column workers.version is 'Its version of pgsched.';
+comment on column workers.protocol is 'The protocol it speaks.';
+comment on column workers.generation is 'How often it has re-attached.';
+comment on column workers.attached_at is 'When it attached.';
+comment on column workers.stopped_at is 'When it stopped by itself.';
+comment on column workers.rescued_at is 'When its jobs were taken from it.';
+comment on column workers.rescue_reason is 'On what ground.';
