@@ -125,14 +125,14 @@ GUARDS = [
     Guard(
         "a resent finish says already (R15)",
         "sql/functions/finish.sql",
-        "when exists (select from finished f where f.job_id = g.job_id and f.claim_id = g.claim_id and f.worker_id = $1) then 'already'",
+        "(select 'already' from finished f where f.job_id = g.job_id and f.claim_id = g.claim_id and f.worker_id = $1),",
         "",
         "tests/races/test_claims.py::test_second_finish_of_a_claim_changes_nothing",
     ),
     Guard(
         "a held row is busy, not stale (R15)",
         "sql/functions/finish.sql",
-        "when exists (select from running r where r.job_id = g.job_id and r.claim_id = g.claim_id and r.worker_id = $1) then 'busy'",
+        "(select 'busy' from running r where r.job_id = g.job_id and r.claim_id = g.claim_id and r.worker_id = $1),",
         "",
         "tests/races/test_claims.py::test_a_finish_steps_over_a_held_row_and_says_busy",
     ),

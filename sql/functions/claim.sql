@@ -101,7 +101,7 @@ begin
         from unnest(positions, jobs, claims, attempts, losses) u ("position", job_id, claim_id, attempt, lost_attempts)
             join job j on j.id = u.job_id
         where (me.tasks is null or j.task = any (me.tasks))
-            and (not swept or exists (select from running r where r.job_id = u.job_id and r.claim_id = u.claim_id));
+            and (not swept or u.claim_id = (select r.claim_id from running r where r.job_id = u.job_id));
         get diagnostics given = row_count;
         if not swept and given < cardinality(jobs) then
             perform drop_unrunnable(me.tasks, t, jobs, claims, expiries);
@@ -114,7 +114,7 @@ begin
             where started_at is null and job_id = any (array(
                 select u.job_id
                 from unnest(positions, jobs, claims) u ("position", job_id, claim_id)
-                where exists (select from running r where r.job_id = u.job_id and r.claim_id = u.claim_id)
+                where u.claim_id = (select r.claim_id from running r where r.job_id = u.job_id)
                 order by u."position"
                 limit slots));
         end if;
@@ -147,7 +147,7 @@ declare
 begin
     select array_agg(u.job_id) into doubled
     from unnest(jobs, claims) u (job_id, claim_id)
-    where not exists (select from running r where r.job_id = u.job_id and r.claim_id = u.claim_id);
+    where u.claim_id is distinct from (select r.claim_id from running r where r.job_id = u.job_id);
     if doubled is not null then
         raise log 'pgsched: % were in ready although they are running; the ready rows are dropped', doubled;
     end if;

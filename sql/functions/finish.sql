@@ -168,18 +168,19 @@ begin
     if jsonb_array_length(results) > coalesce(cardinality(claims), 0) then
         -- A later statement than the one that skipped them: whoever held a row then may have committed by now.
         return query
+        -- (Scalar subqueries, each by its index: an EXISTS here may be planned as a hash of the whole table.)
         select
-            case
-                when exists (select from attempt_log a where a.job_id = g.job_id and a.claim_id = g.claim_id) then (
-                    -- Who was given up (rescued, or given back by reconcile) did not end it himself.
+            coalesce(
+                -- Who was given up (rescued, or given back by reconcile) did not end it himself.
+                (
                     select case
                         when a.worker_id <> $1 or a.state = 'lost' or (a.state = 'given_back' and g.outcome <> 'give_back') then 'stale'
                         else 'already' end
-                    from attempt_log a where a.job_id = g.job_id and a.claim_id = g.claim_id)
-                when exists (select from finished f where f.job_id = g.job_id and f.claim_id = g.claim_id and f.worker_id = $1) then 'already'
-                when exists (select from running r where r.job_id = g.job_id and r.claim_id = g.claim_id and r.worker_id = $1) then 'busy'
-                else 'stale'
-            end,
+                    from attempt_log a where a.job_id = g.job_id and a.claim_id = g.claim_id
+                ),
+                (select 'already' from finished f where f.job_id = g.job_id and f.claim_id = g.claim_id and f.worker_id = $1),
+                (select 'busy' from running r where r.job_id = g.job_id and r.claim_id = g.claim_id and r.worker_id = $1),
+                'stale'),
             null::integer, null::bigint, g.job_id, g.claim_id, null::integer, null::text, null::jsonb, null::interval, null::jsonb
         from jsonb_to_recordset(results) g (job_id bigint, claim_id bigint, outcome text)
         where not exists (select from unnest(jobs, claims) u (job_id, claim_id) where u.job_id = g.job_id and u.claim_id = g.claim_id);

@@ -65,19 +65,19 @@ begin
         return query
         select r.job_id from ready r
         where r.queue = a_queue and r.job_id < below
-            and (a_task is null or exists (select from job j where j.id = r.job_id and j.task = a_task))
+            and (a_task is null or a_task = (select j.task from job j where j.id = r.job_id))
         order by r.job_id desc limit n;
     elsif a_state in ('running', 'cancelling') then
         return query
         select r.job_id from running r
         where r.queue = a_queue and r.job_id < below and (r.stop_requested_at is not null) = (a_state = 'cancelling')
-            and (a_task is null or exists (select from job j where j.id = r.job_id and j.task = a_task))
+            and (a_task is null or a_task = (select j.task from job j where j.id = r.job_id))
         order by r.job_id desc limit n;
     elsif a_state in ('succeeded', 'failed', 'cancelled', 'skipped') then
         return query
         select f.job_id from finished f
         where f.queue = a_queue and f.state = a_state and f.job_id < below
-            and (a_task is null or exists (select from job j where j.id = f.job_id and j.task = a_task))
+            and (a_task is null or a_task = (select j.task from job j where j.id = f.job_id))
         order by f.job_id desc limit n;
     else
         for a_reason in
@@ -87,7 +87,7 @@ begin
             return query
             select w.job_id from waiting w
             where w.queue = a_queue and w.reason = a_reason and w.job_id < below
-                and (a_task is null or exists (select from job j where j.id = w.job_id and j.task = a_task))
+                and (a_task is null or a_task = (select j.task from job j where j.id = w.job_id))
             order by w.job_id desc limit n;
         end loop;
     end if;

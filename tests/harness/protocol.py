@@ -77,9 +77,13 @@ class Blocked:
 
     def until_blocked(self, by: psycopg.Connection[Any]) -> None:
         """Wait until the server says that it waits for the session `by`."""
-        pid = self._connection.info.backend_pid
+        pids = by.info.backend_pid, self._connection.info.backend_pid
+        with psycopg.connect(self._connection.info.dsn, autocommit=True) as watcher:
+            self._wait(watcher, pids)
+
+    def _wait(self, watcher: psycopg.Connection[Any], pids: tuple[int, int]) -> None:
         for _ in range(3000):
-            if by.execute("select %s = any (pg_blocking_pids(%s))", (by.info.backend_pid, pid)).fetchone()[0]:  # type: ignore[index]
+            if watcher.execute("select %s = any (pg_blocking_pids(%s))", pids).fetchone()[0]:  # type: ignore[index]
                 return
             assert self._thread.is_alive(), f"it did not block: {self.rows or self.error}"
             time.sleep(0.01)

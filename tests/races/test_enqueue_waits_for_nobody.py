@@ -47,7 +47,7 @@ def test_a_key_in_an_open_transaction_is_waited_for_and_its_end_decides(dsn: str
 def test_the_wait_for_a_key_is_bounded_and_the_callers_own_bound_is_kept(dsn: str) -> None:
     with psycopg.connect(dsn) as holder, psycopg.connect(dsn, autocommit=True) as waiter:
         enqueue(holder, unique_key="k")
-        waiter.execute("set lock_timeout = '50ms'")
+        waiter.execute("set lock_timeout = '50ms'; set statement_timeout = '2s'")
         with pytest.raises(psycopg.errors.LockNotAvailable):
             enqueue(waiter, unique_key="k")
         assert waiter.execute("show lock_timeout").fetchone() == ("50ms",)
@@ -57,12 +57,17 @@ def test_keys_are_taken_in_sorted_order_so_that_batches_do_not_deadlock(dsn: str
     def batch(keys: list[str]) -> str:
         return json.dumps([{"task": "t", "queue": "q", "unique_key": key} for key in keys])
 
-    with psycopg.connect(dsn) as one, psycopg.connect(dsn, autocommit=True) as two:
-        a = one.execute("select pgsched.enqueue_many(%s)", (batch(["x", "y", "z"]),)).fetchall()
-        blocked = Blocked(two, "select pgsched.enqueue_many(%s)", (batch(["z", "y", "x"]),))
-        blocked.until_blocked(one)
+    call = "select pgsched.enqueue_many(%s)"
+    with psycopg.connect(dsn) as holder, psycopg.connect(dsn) as one, psycopg.connect(dsn, autocommit=True) as two:
+        enqueue(holder, unique_key="m")
+        first = Blocked(one, call, (batch(["a", "m"]),))
+        first.until_blocked(holder)
+        second = Blocked(two, call, (batch(["m", "a"]),))
+        second.until_blocked(one)  # it waits for `a` first: not for `m`, which it could get while the other holds `a`
+        holder.rollback()
+        ids = first.result()
         one.commit()
-        assert blocked.result() == a[::-1]
+        assert second.result() == ids[::-1]
 
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])

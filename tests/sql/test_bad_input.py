@@ -1,0 +1,322 @@
+"""Whatever is passed to a public function is taken, or refused by an error that is meant; a refusal leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+CAMPAIGN = bool(os.environ.get("PGSCHED_CAMPAIGN"))
+EXAMPLES = settings(
+    max_examples=5_000 if CAMPAIGN else 60, derandomize=not CAMPAIGN, deadline=None, database=None, print_blob=False
+)
+
+Arguments = dict[str, Any]
+
+# Every parameter of every function that a role can be granted, and of what grants it.
+SIGNATURES = {
+    "enqueue": {
+        "task": "text", "args": "jsonb", "queue": "text", "priority": "integer", "run_at": "timestamptz",
+        "delay": "interval", "expires_at": "timestamptz", "max_attempts": "integer", "timeout": "interval",
+        "tags": "text[]", "metadata": "jsonb", "unique_key": "text", "secret": "text[]", "notify": "boolean",
+    },
+    "enqueue_many": {"jobs": "jsonb", "notify": "boolean"},
+    "list_jobs": {"state": "text", "queue": "text", "task": "text", "before_id": "bigint", "limit": "integer"},
+    "prune": {"older_than": "interval", "n": "integer"},
+    "stage": {"n": "integer"},
+    "attach": {"info": "jsonb"},
+    "open_session": {"worker_id": "bigint", "token": "text", "session_no": "integer"},
+    "reattach": {"worker_id": "bigint", "token": "text", "claim_ids": "bigint[]"},
+    "heartbeat": {"worker_id": "bigint"},
+    "detach": {"worker_id": "bigint"},
+    "claim": {"worker_id": "bigint", "want": "jsonb"},
+    "finish": {"worker_id": "bigint", "results": "jsonb", "want": "jsonb"},
+    "reconcile": {"worker_id": "bigint", "ended_session_nos": "integer[]", "claim_ids": "bigint[]"},
+    "rescue": {"worker_id": "bigint", "begun": "bigint[]", "certified": "boolean", "n": "integer", "above": "bigint"},
+    "waiting_state": {"reason": "text"},
+    "masked": {"args": "jsonb", "secret": "text[]"},
+    "grant_access": {"role_name": "name", "level": "text"},
+}  # fmt: skip
+
+# What a function's own text may raise beside pgsched's errors, as its comment says.
+DOCUMENTED = {"finish": "22...", "grant_access": "42704", "open_session": "55P03", "reattach": "55P03"}
+
+
+# ---- A database with jobs in every state, and one session ----------------------------------------------------------
+
+
+@dataclass
+class Bed:
+    """A session that is the lease of a worker with claims; a dead worker with claims is there too."""
+
+    connection: psycopg.Connection[Any]
+    worker: int
+    token: str
+    dead: int
+    claims: list[tuple[int, int]]  # (job, claim): of the worker, of the dead one, of nobody any more
+    state_query: str
+
+    def call(self, function: str, arguments: Arguments) -> list[Any]:
+        types = SIGNATURES[function]
+        given = ", ".join(f'"{name}" => %({name})s::{types[name]}' for name in arguments)
+        return self.connection.execute(f"select * from pgsched.{function}({given})", arguments).fetchall()
+
+    def state(self) -> list[Any]:
+        """What the database holds, and what this session does: a refusal may change none of it."""
+        return self.connection.execute(self.state_query).fetchall()
+
+    def throw(self, function: str, arguments: Arguments) -> str:
+        """Make the call and undo it; `taken` or the error's SQLSTATE. Fails where the error is none that is meant."""
+        refusal = None
+        before = self.state()
+        with self.connection.transaction(force_rollback=True):
+            try:
+                with self.connection.transaction():
+                    self.call(function, arguments)
+            except psycopg.Error as error:
+                refusal = error
+            if refusal is not None:
+                assert is_meant(function, refusal), f"{refusal.sqlstate} {refusal.diag.message_primary}"
+                assert self.state() == before
+            assert self.connection.execute("select * from pgsched.check_invariants()").fetchall() == []
+        self.connection.execute("select pg_advisory_unlock_all(), pg_advisory_lock_shared(%s)", [self.worker])
+        return "taken" if refusal is None else str(refusal.sqlstate)
+
+
+def is_meant(function: str, error: psycopg.Error) -> bool:
+    """Whether it is pgsched's, or says that the call's own values are none of the parameters' types."""
+    state = error.sqlstate or ""
+    if not re.search(r"function|SQL statement", error.diag.context or ""):
+        return state.startswith("22")
+    return state.startswith("PGS") or re.fullmatch(DOCUMENTED.get(function, "-"), state) is not None
+
+
+STATE = """
+    union all select 'locks', count(*), 0 from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()
+    union all select s, 0, hashtextextended(current_setting(s, true), 0)
+    from unnest('{pgsched.session,lock_timeout,synchronous_commit,search_path,role}'::text[]) s
+"""
+INFO: dict[str, Any] = {
+    "protocol": 1, "name": "w", "host": "h", "pid": 1, "app": "a", "queues": ["mail"], "tasks": ["send"],
+    "concurrency": 10, "version": "1", "rescue_after_s": 60,
+}  # fmt: skip
+LANES = [{"queue": "mail", "priority": 5}, {"queue": "late", "priority": 5}]
+
+
+@pytest.fixture
+def bed(connection: psycopg.Connection[Any]) -> Bed:
+    def run(query: str, *values: Any) -> Any:
+        return connection.execute(
+            query, [json.dumps(v) if isinstance(v, list | dict) else v for v in values]
+        ).fetchall()
+
+    def worker_with_claims(n: int) -> tuple[int, str, list[tuple[int, int]]]:
+        worker, token, _ = run("select * from pgsched.attach(%s)", INFO)[0]
+        want = {"lanes": LANES[:1], "max_jobs": n, "free_slots": n - 1}
+        return worker, token, run("select job_id, claim_id from pgsched.claim(%s, %s)", worker, want)
+
+    job = {"task": "send", "queue": "mail", "max_attempts": 2}
+    odd = [job | {"unique_key": "held", "delay_s": 1e6}, job | {"queue": "late", "expires_at": "2001-01-01"}]
+    odd += [job | {"delay_s": 1e6, "expires_at": "9998-01-01"}, job | {"task": "elsewhere"}, job | {"tags": ["a"]}]
+    run("select pgsched.enqueue_many(%s)", [job] * 9 + odd)
+    dead, _, dead_claims = worker_with_claims(3)
+    run("select pg_advisory_unlock_shared(%s)", dead)
+    worker, token, claims = worker_with_claims(5)
+    ended = [
+        {"job_id": j, "claim_id": c, "outcome": o} for (j, c), o in zip(claims, ("succeeded", "failed"), strict=False)
+    ]
+    run("select * from pgsched.finish(%s, %s)", worker, ended)
+    tables = run(
+        "select oid::regclass::text from pg_class where relnamespace = 'pgsched'::regnamespace and relkind = 'r'"
+    )
+    rows = "select '{0}' as what, count(*) as n, coalesce(sum(hashtextextended(t::text, 0)), 0) as hash from {0} t"
+    query = " union all ".join(rows.format(table) for (table,) in tables) + STATE
+    return Bed(connection, worker, token, dead, [*claims, *dead_claims], query)
+
+
+# ---- Values --------------------------------------------------------------------------------------------------------
+
+# (Surrogates and NULs come in the JSON texts alone: psycopg itself keeps them out of the others.)
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+ODD_TEXTS = [
+    "", " ", "mail", "x" * 101, "é" * 500, "😀" * 501, "x" * 10_000, "\u202e", "a'b\"c\\", "%s %I", "{a,b}", "{{a},{b}}",
+    "[0:1]={a,b}", "NaN", "Infinity", "-Infinity", "infinity", "-infinity", "now", "epoch", "null", "1e400", "0x10",
+    "9999-01-01", "9998-12-31 23:59:59.999999+00", "0001-01-01 00:00+00", "0001-01-01 BC", "4713-01-01 BC", "294276-12-31",
+    "178000000 years", "-178000000 years", "1 microsecond", "-1 s", "12:00",
+]  # fmt: skip
+ODD_NUMBERS: list[Any] = [
+    0, 1, -1, 5, 9, 10, 100, 101, 32767, 32768, 2**31 - 1, 2**31, -(2**31), 2**44, 2**53, 2**63 - 1, 2**63, -(2**63), 10**400,
+    0.5, 1.5, -0.0, 1e-9, 5e-324, 0.0005, 3155760000, 3155760000.1, 1e15, 1e308, -1e308,
+]  # fmt: skip
+numbers = st.sampled_from(ODD_NUMBERS) | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+scalars = st.none() | st.booleans() | numbers | st.sampled_from([*ODD_TEXTS, "\0", "a\ud800"]) | texts
+anything = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=8
+) | st.sampled_from([[["a"], ["b"]], [[1, 2], [3]], [None], [[]], [{}], {"": None}])
+
+any_of_type: dict[str, st.SearchStrategy[Any]] = {
+    "text": st.none() | st.sampled_from(ODD_TEXTS) | texts,
+    "name": st.none() | st.sampled_from(ODD_TEXTS) | texts,
+    "boolean": st.none() | st.booleans(),
+    "integer": st.none() | numbers.map(str) | st.sampled_from(ODD_TEXTS),
+    "bigint": st.none() | numbers.map(str) | st.sampled_from(ODD_TEXTS),
+    "interval": st.none() | st.sampled_from(ODD_TEXTS) | numbers.map(lambda n: f"{n} s") | st.timedeltas(),
+    "timestamptz": st.none() | st.sampled_from(ODD_TEXTS) | st.datetimes().map(str),
+    "text[]": st.none()
+    | st.lists(st.none() | texts, max_size=3)
+    | st.sampled_from([[["a"], ["b"]], [["a", None]], *ODD_TEXTS]),
+    "jsonb": anything.map(json.dumps),
+}
+any_of_type["integer[]"] = any_of_type["bigint[]"] = st.none() | st.sampled_from(
+    [
+        "{}",
+        "{NULL}",
+        "{1,NULL}",
+        "{{1,2},{3,4}}",
+        "[5:6]={1,2}",
+        "{0,-1,2147483647}",
+        "{9223372036854775807}",
+        "{x}",
+        "{1.5}",
+    ]
+)
+
+
+@st.composite
+def mostly(draw: st.DrawFn, good: dict[str, Any], extra: st.SearchStrategy[Any] = anything) -> dict[str, Any]:
+    """An object like `good`, with at most two fields changed, missing or unknown."""
+    made = {name: draw(value) if isinstance(value, st.SearchStrategy) else value for name, value in good.items()}
+    for name in draw(st.lists(st.sampled_from([*good, "unknown"]), max_size=2)):
+        made[name] = draw(extra)
+        if draw(st.integers(0, 3)) == 0:
+            del made[name]
+    return made
+
+
+def jobs() -> st.SearchStrategy[Any]:
+    times = st.sampled_from(["2001-01-01", "2222-01-01", None])
+    job = {"task": "send", "queue": st.sampled_from(["mail", "é"]), "args": {"to": 1}, "priority": st.integers(0, 9)}
+    job |= {"run_at": times, "delay_s": None, "expires_at": None, "max_attempts": 3, "timeout_s": 1.5, "tags": ["a"]}
+    job |= {"metadata": {"b": 1}, "unique_key": st.sampled_from([None, None, "held", "new"]), "secret": ["to"]}
+    return st.lists(mostly(job), max_size=4) | anything
+
+
+def wants() -> st.SearchStrategy[Any]:
+    lane = mostly({"queue": st.sampled_from(["mail", "late"]), "priority": 5})
+    return mostly({"lanes": st.lists(lane, max_size=3), "max_jobs": st.integers(0, 20), "free_slots": 2}) | anything
+
+
+def results(bed: Bed) -> st.SearchStrategy[Any]:
+    outcome = st.sampled_from(["succeeded", "failed", "retry", "snooze", "cancelled", "give_back", "lost", ""])
+    texts_of = {"result": {"r": 1}, "reason": None, "error_type": "E", "error": "e", "traceback": None}
+    numbers_of = {"after_s": st.sampled_from([None, 5]), "first_s": 1, "cap_s": 60, "charged": True}
+
+    def result(claim: tuple[int, int]) -> st.SearchStrategy[Any]:
+        return mostly({"job_id": claim[0], "claim_id": claim[1], "outcome": outcome} | texts_of | numbers_of)
+
+    return st.lists(st.sampled_from(bed.claims).flatmap(result), max_size=4) | anything
+
+
+def good(bed: Bed, function: str) -> dict[str, st.SearchStrategy[Any]]:
+    """Values that can be taken, for each parameter."""
+    one_of: Callable[..., st.SearchStrategy[Any]] = lambda *values: st.sampled_from(values)  # noqa: E731
+    claims = one_of("{}", str([claim for _, claim in bed.claims[:4]]).replace("[", "{").replace("]", "}"))
+    values: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+        "enqueue": {
+            "task": one_of("send"), "queue": one_of("mail", "new"), "args": one_of('{"a": 1}'), "priority": one_of("0", "9"),
+            "run_at": one_of(None, "2222-01-01"), "delay": one_of(None), "expires_at": one_of(None, "9998-12-31"),
+            "max_attempts": one_of("1", "2147483647"), "timeout": one_of(None, "1 h"), "tags": one_of(None, ["a"]),
+            "metadata": one_of(None, "{}"), "unique_key": one_of(None, "held", "new"), "secret": one_of(None, ["a"]),
+            "notify": st.booleans(),
+        },
+        "enqueue_many": {"jobs": jobs().map(json.dumps), "notify": st.booleans()},
+        "list_jobs": {
+            "state": one_of(None, "ready", "scheduled", "running", "failed"), "queue": one_of(None, "mail"),
+            "task": one_of(None, "send"), "before_id": one_of(None, "5"), "limit": one_of("1", "10000"),
+        },
+        "prune": {"older_than": one_of("0 s", "-0 s", "1 us", "100 years"), "n": one_of("1", "1000")},
+        "stage": {"n": one_of("1", "1000")},
+        "attach": {"info": mostly(INFO).map(json.dumps)},
+        "open_session": {"token": one_of(bed.token), "session_no": one_of("1", "2147483647")},
+        "reattach": {"token": one_of(bed.token), "claim_ids": claims},
+        "claim": {"want": wants().map(json.dumps)},
+        "finish": {"results": results(bed).map(json.dumps), "want": st.none() | wants().map(json.dumps)},
+        "reconcile": {"ended_session_nos": one_of("{0}", "{1,2}"), "claim_ids": claims},
+        "rescue": {
+            "worker_id": one_of(str(bed.dead)), "begun": st.none() | claims, "certified": one_of(True), "n": one_of("1", "9"),
+            "above": one_of("0", "2"),
+        },
+        "waiting_state": {"reason": one_of("retry")},
+        "masked": {"args": one_of('{"a": 1}', "[]", "1"), "secret": one_of(None, ["a", "b"])},
+        "grant_access": {"role_name": one_of("pg_monitor"), "level": one_of("reader", "client", "worker")},
+    }  # fmt: skip
+    worker = {"worker_id": one_of(str(bed.worker))} if "worker_id" in SIGNATURES[function] else {}
+    return worker | values.get(function, {})
+
+
+@st.composite
+def arguments_of(draw: st.DrawFn, bed: Bed, function: str) -> Arguments:
+    """Arguments for a call: at most two are not what they should be."""
+    types = SIGNATURES[function]
+    odd = draw(st.sets(st.sampled_from(sorted(types)), max_size=2))
+    return {
+        name: draw(any_of_type[types[name]] if name in odd else value) for name, value in good(bed, function).items()
+    }
+
+
+# ---- Generated input -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("function", SIGNATURES)
+def test_a_function_takes_any_value_or_refuses_it_without_a_trace(bed: Bed, function: str) -> None:
+    answers: Counter[str] = Counter()
+
+    @EXAMPLES
+    @given(arguments_of(bed, function))
+    def throw(arguments: Arguments) -> None:
+        answers[bed.throw(function, arguments)] += 1
+
+    throw()
+    assert answers["taken"] > 0, answers
+
+
+@pytest.mark.campaign
+def test_enqueue_many_takes_any_batch_whole_or_refuses_it_whole(bed: Bed) -> None:
+    answers: Counter[str] = Counter()
+
+    @settings(EXAMPLES, max_examples=20_000 if CAMPAIGN else 250)
+    @given(jobs())
+    def throw(batch: Any) -> None:
+        answers[bed.throw("enqueue_many", {"jobs": json.dumps(batch)})] += 1
+
+    throw()
+    assert answers["taken"] > 0 and answers["PGS05"] > 0, answers
+
+
+def test_values_are_thrown_at_every_parameter_of_every_public_function(connection: psycopg.Connection[Any]) -> None:
+    found = connection.execute(
+        """select p.proname, p.proargnames[:p.pronargs], p.proargtypes::regtype[]::text[]
+        from pg_proc p where p.pronamespace = 'pgsched'::regnamespace and p.pronargs > 0
+            and p.proname in (select name from pgsched.access_list() where kind = 'function' union all values ('grant_access'))"""
+    ).fetchall()
+    long_names = {"timestamptz": "timestamp with time zone"}
+    assert {name: dict(zip(names, types, strict=True)) for name, names, types in found} == {
+        name: {parameter: long_names.get(kind, kind) for parameter, kind in signature.items()}
+        for name, signature in SIGNATURES.items()
+    }
+
+
+def test_the_check_sees_an_error_that_is_not_meant(bed: Bed) -> None:
+    bed.connection.execute("alter table pgsched.job add constraint nothing_more check (id < 0) not valid")
+    with pytest.raises(AssertionError, match="23514"):
+        bed.throw("enqueue", {"task": "send", "queue": "mail"})
