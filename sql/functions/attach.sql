@@ -11,10 +11,16 @@ language plpgsql security definer
 set search_path from current
 as $$
 declare
-    theirs integer := (info ->> 'protocol')::integer;
+    theirs integer;
     wait interval;
     missing text;
 begin
+    if jsonb_typeof(info) is distinct from 'object' or whole_number(info -> 'protocol', -2147483648) is false
+        or whole_number(info -> 'pid', 0) is false or whole_number(info -> 'concurrency', 1) is false
+        or jsonb_typeof(info -> 'rescue_after_s') <> 'number' then
+        perform refuse('PGS09', 'attach: info must be an object with whole numbers "protocol", "pid" and "concurrency" and a number "rescue_after_s"');
+    end if;
+    theirs := (info ->> 'protocol')::integer;
     if theirs is distinct from protocol() then
         perform refuse('PGS01', format('this worker speaks protocol %s, the schema "%s" speaks %s',
             coalesce(theirs::text, 'null'), current_schema(), protocol()),
@@ -209,6 +215,18 @@ begin
 end
 $$;
 comment on function force_durable() is 'Makes the commit of this transaction wait for the disk and the quorum (internal).';
+
+-- Whether a value is a JSON number, whole, at least `at_least` and an integer of Postgres'; null where there is no value.
+create or replace function whole_number(value jsonb, at_least bigint) returns boolean
+language sql immutable
+set search_path from current
+as $$
+select case coalesce(jsonb_typeof(value), 'null')
+    when 'null' then null
+    when 'number' then value::numeric = trunc(value::numeric) and value::numeric between at_least and 2147483647
+    else false end
+$$;
+comment on function whole_number(jsonb, bigint) is 'Whether a value is a whole number within bounds; null for none (internal).';
 
 -- Whether a value is a JSON array of texts.
 create or replace function names_only(value jsonb) returns boolean

@@ -30,8 +30,8 @@ as $$
 declare
     me record;
     a_lane record;
-    room integer := coalesce((want ->> 'max_jobs')::integer, 1);
-    slots integer := coalesce((want ->> 'free_slots')::integer, room);
+    room integer;
+    slots integer;
     t timestamptz := clock_timestamp();
     jobs bigint[];
     claims bigint[];
@@ -46,10 +46,15 @@ declare
 begin
     select * into me from session_of(worker_id);
     perform force_durable();
-    if jsonb_typeof(want -> 'lanes') is distinct from 'array' or room < 0 or slots < 0 then
-        perform refuse('PGS09', 'claim: want must have an array "lanes", and "max_jobs" and "free_slots" of at least 0',
+    if jsonb_typeof(want -> 'lanes') is distinct from 'array'
+        or (want @? '$.lanes[*] ? (!(@.queue.type() == "string" && @.priority.type() == "number"
+            && @.priority.floor() == @.priority && @.priority >= 0 && @.priority <= 9))') is not false
+        or whole_number(want -> 'max_jobs', 0) is false or whole_number(want -> 'free_slots', 0) is false then
+        perform refuse('PGS09', 'claim: want must have an array "lanes" of queues and priorities, and whole numbers "max_jobs" and "free_slots" of at least 0',
             'For example {"lanes": [{"queue": "mail", "priority": 5}], "max_jobs": 10}.');
     end if;
+    room := coalesce((want ->> 'max_jobs')::integer, 1);
+    slots := coalesce((want ->> 'free_slots')::integer, room);
     if t < me.not_before then
         return query select null::integer, null::bigint, null::bigint, null::bigint, null::integer, null::text, null::jsonb,
             null::interval, jsonb_build_object('not_before', me.not_before);

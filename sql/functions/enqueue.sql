@@ -169,6 +169,8 @@ begin
                 then format('expires_at is %s, not after run_at %s: it could never run', g.expires_at, coalesce(g.run_at, t + seconds(g.delay_s)))
             when g.timeout_s < 0.001 or g.timeout_s > 3155760000 or g.timeout_s = 'NaN'
                 then format('timeout is %s s: it must lie between 1 ms and 100 years', g.timeout_s)
+            when array_ndims(g.tags) > 1 or array_ndims(g.secret) > 1
+                then 'tags and secret are plain lists: a list in a list is not understood'
             when array_position(g.tags, null) is not null
                 then 'tags has a null in it: each tag is a text'
             when array_position(g.secret, null) is not null

@@ -267,7 +267,7 @@ def good(bed: Bed, function: str) -> dict[str, st.SearchStrategy[Any]]:
 def arguments_of(draw: st.DrawFn, bed: Bed, function: str) -> Arguments:
     """Arguments for a call: at most two are not what they should be."""
     types = SIGNATURES[function]
-    odd = draw(st.sets(st.sampled_from(sorted(types)), max_size=2))
+    odd = draw(st.just(set()) | st.sets(st.sampled_from(sorted(types)), max_size=2))
     return {
         name: draw(any_of_type[types[name]] if name in odd else value) for name, value in good(bed, function).items()
     }
@@ -320,3 +320,176 @@ def test_the_check_sees_an_error_that_is_not_meant(bed: Bed) -> None:
     bed.connection.execute("alter table pgsched.job add constraint nothing_more check (id < 0) not valid")
     with pytest.raises(AssertionError, match="23514"):
         bed.throw("enqueue", {"task": "send", "queue": "mail"})
+
+
+# ---- What a refusal says -------------------------------------------------------------------------------------------
+
+JOB = {"task": "t", "queue": "q"}
+FINITE = "it must lie in the years 1 to 9998"
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"task": ""}, 'task is "": a task\'s name has 1 to 200 characters'),
+    ({"task": None}, "task is null: a task's name has 1 to 200 characters"),
+    ({"task": "t" * 201}, f'task is "{"t" * 60}..." (201 characters): a task\'s name has 1 to 200 characters'),
+    ({"queue": ""}, 'queue is "": a queue\'s name has 1 to 100 characters'),
+    ({"queue": None}, "queue is missing: name the queue"),
+    ({"queue": "q" * 1000}, f'queue is "{"q" * 60}..." (1000 characters): a queue\'s name has 1 to 100 characters'),
+    ({"priority": 99999}, "priority is 99999: it is a number from 0 (first) to 9"),
+    ({"priority": -1}, "priority is -1: it is a number from 0 (first) to 9"),
+    ({"priority": 10**20}, f"priority is {10**20}: "),
+    ({"priority": "high"}, 'priority is "high": '),
+    ({"max_attempts": 0}, "max_attempts is 0: it must be at least 1"),
+    ({"run_at": "9999-01-01 00:00+00"}, f"run_at is 9999-01-01 00:00:00+00: {FINITE}"),
+    ({"run_at": "infinity"}, f"run_at is infinity: {FINITE}"),
+    ({"run_at": "-infinity"}, f"run_at is -infinity: {FINITE}"),
+    ({"run_at": "0044-03-15 00:00+00 BC"}, f"run_at is 0044-03-15 00:00:00+00 BC: {FINITE}"),
+    ({"run_at": "soon"}, 'run_at is "soon": '),
+    ({"delay_s": -5}, "delay is -5 s: it must lie between 0 and 100 years"),
+    ({"delay_s": "NaN"}, "delay is NaN s: it must lie between 0 and 100 years"),
+    ({"delay_s": "Infinity"}, "delay is Infinity s: it must lie between 0 and 100 years"),
+    ({"run_at": "2222-01-01 00:00+00", "delay_s": 5}, "run_at and delay are both given: give one"),
+    ({"expires_at": "infinity"}, f"expires_at is infinity: {FINITE}"),
+    (
+        {"run_at": "2222-01-02 00:00+00", "expires_at": "2222-01-01 00:00+00"},
+        "expires_at is 2222-01-01 00:00:00+00, not after run_at 2222-01-02 00:00:00+00: it could never run",
+    ),
+    ({"timeout_s": 0}, "timeout is 0 s: it must lie between 1 ms and 100 years"),
+    ({"timeout_s": 1e-9}, "timeout is 1e-09 s: it must lie between 1 ms and 100 years"),
+    ({"timeout_s": "NaN"}, "timeout is NaN s: it must lie between 1 ms and 100 years"),
+    ({"args": [1]}, "args is a JSON array: it must be an object keyed by parameter name"),
+    ({"args": "text"}, "args is a JSON string: it must be an object keyed by parameter name"),
+    ({"metadata": [1]}, "metadata is a JSON array: it must be an object"),
+    ({"tags": ["a", None]}, "tags has a null in it: each tag is a text"),
+    ({"tags": {"a": 1}}, 'tags is {"a": 1}: '),
+    ({"tags": [["a"], ["b"]]}, "tags "),
+    ({"secret": ["a", None]}, "secret has a null in it: each is the name of an argument"),
+    ({"secret": [["a"], ["b"]]}, "secret "),
+    ({"unique_key": ""}, 'unique_key is "": it has 1 to 500 characters'),
+    ({"unique_key": "k" * 501}, f'unique_key is "{"k" * 60}..." (501 characters): it has 1 to 500 characters'),
+    ({"unique_key": "😀" * 400}, "and at most 1500 bytes"),
+    ({"prioritx": 5}, "job 2 has unknown fields: prioritx"),
+]
+
+
+def refusal(connection: psycopg.Connection[Any], batch: Any) -> psycopg.errors.Diagnostic:
+    with pytest.raises(psycopg.ProgrammingError) as caught:
+        connection.execute("select pgsched.enqueue_many(%s)", [json.dumps(batch)])
+    assert connection.execute("select count(*) from pgsched.job").fetchone() == (0,)
+    return caught.value.diag
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[message[:60] for _, message in REFUSED])
+def test_a_refusal_names_the_job_the_field_the_value_and_the_rule(
+    connection: psycopg.Connection[Any], fields: dict[str, Any], message: str
+) -> None:
+    diagnostic = refusal(connection, [JOB, JOB | fields, JOB])
+    assert diagnostic.sqlstate == "PGS05"
+    assert (diagnostic.message_primary or "").startswith("job 2")
+    assert message in (diagnostic.message_primary or "")
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 100])
+@pytest.mark.parametrize(
+    "bad", [{"priority": 99999}, {"run_at": "soon"}, {"unknown": 1}, {"args": {"a": "x" * 2**20}}], ids=str
+)
+def test_a_refusal_counts_jobs_from_1(connection: psycopg.Connection[Any], n: int, bad: dict[str, Any]) -> None:
+    batch: list[Any] = [JOB] * 100
+    batch[n - 1] = JOB | bad
+    assert re.match(rf"job {n}\b", refusal(connection, batch).message_primary or "")
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"task": "t"}, "enqueue_many: jobs must be an array of objects"),
+        (None, "enqueue_many: jobs must be an array of objects"),
+        ("x", "enqueue_many: jobs must be an array of objects"),
+    ],
+)
+def test_a_batch_is_an_array(connection: psycopg.Connection[Any], batch: Any, message: str) -> None:
+    diagnostic = refusal(connection, batch)
+    assert (diagnostic.sqlstate, diagnostic.message_primary) == ("PGS09", message)
+
+
+@pytest.mark.parametrize("element", [None, 1, "x", [], True])
+def test_a_job_is_an_object(connection: psycopg.Connection[Any], element: Any) -> None:
+    diagnostic = refusal(connection, [JOB, element])
+    assert diagnostic.sqlstate == "PGS05"
+    assert re.fullmatch(r"job 2 is a JSON \w+, it must be an object", diagnostic.message_primary or "")
+
+
+def test_an_unknown_field_is_answered_with_those_that_there_are(connection: psycopg.Connection[Any]) -> None:
+    hint = refusal(connection, [JOB | {"prioritx": 5}]).message_hint or ""
+    assert hint.startswith("The fields are task, args, queue, priority,")
+
+
+@pytest.mark.parametrize("field", ["args", "metadata"])
+def test_large_data_is_refused_with_its_size_and_the_limit(connection: psycopg.Connection[Any], field: str) -> None:
+    diagnostic = refusal(connection, [JOB, JOB | {field: {"a": "x" * 2**20}}])
+    assert diagnostic.sqlstate == "PGS06"
+    assert re.fullmatch(
+        rf'job 2 \(task "t"\): its {field} takes 10485\d\d bytes, the limit is 1048576',
+        diagnostic.message_primary or "",
+    )
+    assert "max_args_bytes" in (diagnostic.message_hint or "")
+
+
+def test_a_raised_limit_lets_larger_arguments_in(connection: psycopg.Connection[Any]) -> None:
+    large = json.dumps([JOB | {"args": {"a": "x" * 2**20}}])
+    connection.execute("update pgsched.setting set value = '2097152' where name = 'max_args_bytes'")
+    connection.execute("select pgsched.enqueue_many(%s)", [large])
+    assert connection.execute("select length(args ->> 'a') from pgsched.job").fetchone() == (2**20,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("task => 't', queue => 'q', priority => 99999", "priority is 99999: it is a number from 0 (first) to 9"),
+        ("task => 't'", "queue is missing: name the queue"),
+        ("task => 't', queue => 'q', delay => '-5 s'", "delay is -5 s: it must lie between 0 and 100 years"),
+        ("task => 't', queue => 'q', timeout => '0'", "timeout is 0 s: it must lie between 1 ms and 100 years"),
+        ("task => 't', queue => 'q', run_at => 'infinity'", f"run_at is infinity: {FINITE}"),
+        ("task => 't', queue => 'q', max_attempts => 0", "max_attempts is 0: it must be at least 1"),
+        ("task => 't', queue => 'q', tags => '{a,null}'", "tags has a null in it: each tag is a text"),
+    ],
+)
+def test_enqueue_refuses_as_enqueue_many_does(
+    connection: psycopg.Connection[Any], arguments: str, message: str
+) -> None:
+    with pytest.raises(psycopg.ProgrammingError, match=f'^job 1 .task "t".: {re.escape(message)}') as caught:
+        connection.execute(f"select pgsched.enqueue({arguments})")
+    assert caught.value.sqlstate == "PGS05"
+
+
+# ---- What cannot come in -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", ["args", "task", "queue", "unique_key", "tags", "metadata"])
+def test_nul_cannot_come_in(connection: psycopg.Connection[Any], field: str) -> None:
+    value = {"args": {"a": "\0"}, "metadata": {"\0": 1}, "tags": ["\0"]}.get(field, "a\0b")
+    with pytest.raises(psycopg.errors.UntranslatableCharacter):  # 22P05
+        connection.execute("select pgsched.enqueue_many(%s)", [json.dumps([JOB | {field: value}])])
+
+
+def test_tables_of_the_callers_session_have_no_effect(bed: Bed) -> None:
+    tables = [
+        "job",
+        "ready",
+        "waiting",
+        "running",
+        "finished",
+        "setting",
+        "job_key",
+        "worker",
+        "installation",
+        "new_job",
+    ]
+    for table in tables:
+        bed.connection.execute(f"create temp table {table} (name text, value jsonb)")  # type: ignore[call-overload]
+    bed.connection.execute("insert into setting values ('max_args_bytes', '1'), ('max_lost_attempts', '0')")
+    bed.connection.execute("set search_path = pg_temp, pgsched, public")
+    bed.call("enqueue", {"task": "send", "queue": "mail", "unique_key": "new"})
+    assert bed.call("claim", {"worker_id": bed.worker, "want": json.dumps({"lanes": LANES, "max_jobs": 1})})
+    bed.call("stage", {"n": 10})
+    assert bed.call("list_jobs", {"queue": "mail", "state": "ready"})
+    assert bed.connection.execute("select count(*) from job").fetchone() == (0,)
+    assert bed.connection.execute("select count(*) from pgsched.job where unique_key = 'new'").fetchone() == (1,)
