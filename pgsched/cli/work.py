@@ -121,3 +121,4 @@ def _log(level: str) -> None:
     if level.lower() not in ("debug", "info", "warning", "error"):
         raise UsageError(f'--log-level is "{level}": it is one of debug, info, warning, error')
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("alembic").setLevel(logging.WARNING)

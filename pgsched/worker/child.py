@@ -24,6 +24,7 @@ from pgsched.run import run
 log = logging.getLogger("pgsched.dev")
 
 _PATIENCE_S = 30.0
+_HEALTHY_S = 60.0
 
 
 class ChildWorker:
@@ -51,10 +52,15 @@ class ChildWorker:
 
     def keep(self) -> None:
         """Keep a worker running: when it dies, put back its jobs and start another, with backoff. Never returns."""
-        for wait in backoff(0.1, 10.0):
+        waits = backoff(0.1, 10.0)
+        while True:
             if self.process is None:
                 self.start()
+            began = time.monotonic()
             code = self.reap()
+            if time.monotonic() - began > _HEALTHY_S:
+                waits = backoff(0.1, 10.0)
+            wait = next(waits)
             log.warning("the worker has ended with %s; starting another in %.1f s", code, wait)
             time.sleep(wait)
 
