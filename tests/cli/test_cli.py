@@ -88,9 +88,9 @@ def _python(*arguments: str, dsn: str, environment: dict[str, str], cwd: Path = 
     return subprocess.run(command, cwd=cwd, env=clean, input=text, capture_output=True, text=True, check=False, timeout=120)
 
 
-def printed(dsn: str, *commands: str, **environment: str) -> list[str]:
+def printed(dsn: str, *commands: str, schema: str = "pgsched") -> list[str]:
     """What commands print that succeed: into a pipe, so without colours, and nothing on standard error."""
-    runs = run(dsn, *commands, **environment)
+    runs = run(dsn, *commands, PGSCHED_SCHEMA=schema)
     assert [(code, err) for code, _, err in runs] == [(0, "")] * len(commands)
     assert not any("\x1b" in out for _, out, _ in runs)
     return [out for _, out, _ in runs]
@@ -186,7 +186,7 @@ def test_migrate_makes_the_schema_once_and_prints_its_sql(empty: str) -> None:
     first, again, third = printed(empty, "migrate", "migrate", "migrate --sql --schema third")
     assert first == again == f'schema "pgsched" is at revision {migrate.head()}\n'
     assert third.strip() == migrate.upgrade_sql(schema="third").strip()
-    named = printed(NOWHERE, f"migrate --dsn '{empty}'", f"enqueue t --queue q --dsn '{empty}'", PGSCHED_SCHEMA="other")
+    named = printed(NOWHERE, f"migrate --dsn '{empty}'", f"enqueue t --queue q --dsn '{empty}'", schema="other")
     assert named == [f'schema "other" is at revision {migrate.head()}\n', "job 1\n"]
     with psycopg.connect(empty) as connection:
         assert connection.execute("select (select count(*) from pgsched.job), (select count(*) from other.job)").fetchone() == (0, 1)
@@ -295,9 +295,9 @@ def test_adopt_makes_a_copy_the_home_of_its_queue(server: Server, dsn: str, conn
 FAILURES = [
     ("", "queues", 1, "no database is named. Give one of: dsn= (or --dsn)"),
     ("embedded", "queues", 1, '"embedded" is for an App'),
-    ("", f"queues --dsn {NOWHERE}", 1, "the database at host=127.0.0.1 port=1 dbname=db user=user does not answer"),
-    ("", f"migrate --dsn {NOWHERE}", 1, "does not answer"),
-    ("", "queues --dsn postgresql://user:geheim%@127.0.0.1:1/db", 1, "the DSN cannot be read"),
+    ("nowhere", "queues", 1, "the database at host=127.0.0.1 port=1 dbname=db user=user does not answer"),
+    ("nowhere", "migrate", 1, "does not answer"),
+    ("unreadable", "queues", 1, "the DSN cannot be read"),
     ("without", "queues", 1, 'run "pgsched migrate"'),
     ("without", "enqueue send --queue q", 1, 'run "pgsched migrate"'),
     ("shop", "queues --schema nowhere", 1, 'no schema "nowhere"'),
@@ -349,10 +349,11 @@ def databases(server: Server, template: str, shop: Shop) -> Iterator[dict[str, s
         with psycopg.connect(found[name], autocommit=True) as connection:
             function = f"create or replace function pgsched.protocol() returns integer language sql as 'select {number}'"
             connection.execute(function.encode())
+    others = {"": "", "embedded": "embedded", "nowhere": NOWHERE, "unreadable": "postgresql://user:geheim%@127.0.0.1:1/db"}
     role = f"role_{uuid.uuid4().hex}"
     with psycopg.connect(shop.dsn, autocommit=True) as admin:
         admin.execute(f'create role "{role}" login'.encode())
-        yield found | {"": "", "embedded": "embedded", "shop": shop.dsn, "stranger": make_conninfo(shop.dsn, user=role)}
+        yield found | others | {"shop": shop.dsn, "stranger": make_conninfo(shop.dsn, user=role)}
         admin.execute(f'drop role "{role}"'.encode())
     for dsn in found.values():
         server.drop(dsn)
@@ -363,11 +364,7 @@ def failures(databases: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     """What came of each of FAILURES."""
     folder = tmp_path_factory.mktemp("modules")
     (folder / "sample.py").write_text(SAMPLE)
-    runs: dict[int, Run] = {}
-    for name, dsn in databases.items():
-        numbers = [number for number, failure in enumerate(FAILURES) if failure[0] == name]
-        runs |= zip(numbers, run(dsn, *(FAILURES[number][1] for number in numbers), cwd=folder), strict=True)
-    return [runs[number] for number in range(len(FAILURES))]
+    return run("", *(f"{command} --dsn '{databases[name]}'" for name, command, _, _ in FAILURES), cwd=folder)
 
 
 @pytest.mark.parametrize("number", range(len(FAILURES)), ids=[f"{failure[0]} {failure[1]}"[:60] for failure in FAILURES])
