@@ -136,6 +136,38 @@ class Calls:
             above=above,
         )
 
+    # The leader
+
+    def lead(self, info: str) -> Call[int | None]:
+        """Try to become the leader: the term, or None where somebody else leads."""
+        return self._call("select @lead(%(info)s::jsonb)", _scalar, info=info)
+
+    def leader_beat(self) -> Call[dict[str, Any]]:
+        """The leader's heartbeat: {"term", "silent"}."""
+        return self._call("select @leader_beat()", _scalar)
+
+    def rescue_silent(self, worker_id: int, generation: int | None, silent_s: float) -> Call[dict[str, int | None]]:
+        """Put back the jobs of a worker that this leader has seen silent for so long."""
+        return self._call(
+            "select @rescue(%(id)s, generation => %(generation)s::integer, silent_s => %(silent)s)",
+            _scalar,
+            id=worker_id,
+            generation=generation,
+            silent=silent_s,
+        )
+
+    def resign(self, reason: str) -> Call[int]:
+        """End this session's term."""
+        return self._call("select @resign(%(reason)s)", _scalar, reason=reason)
+
+    def ask_leader_to_resign(self) -> Call[int | None]:
+        """Ask whoever leads to resign: the term asked, None where nobody leads."""
+        return self._call("select @ask_leader_to_resign()", _scalar)
+
+    def leader(self) -> Call[list[dict[str, Any]]]:
+        """The view leader: one row, or none."""
+        return self._call("select to_jsonb(l) from @leader l", _column)
+
     # Workers
 
     def channel(self) -> Call[str]:

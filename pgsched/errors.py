@@ -107,6 +107,12 @@ class KeyContended(DatabaseError):
     sqlstate = "PGS10"
 
 
+class NotLeader(DatabaseError):
+    """The session does not hold the leader's lock (or no longer)."""
+
+    sqlstate = "PGS11"
+
+
 class StaleClaim(PgschedError):
     """A claim is no longer the worker's own: its outcome was not accepted and nothing changed."""
 
@@ -124,6 +130,7 @@ BY_SQLSTATE: dict[str, type[DatabaseError]] = {
         ReadOnlyServer,
         InvalidCall,
         KeyContended,
+        NotLeader,
     )
 }
 

@@ -76,25 +76,35 @@ class Identity:
         self.token = ""
         self.epoch = 0
         self._next_no = 0
+        self._doubted = False
 
     async def connect(self, kind: str, settings: str) -> psycopg.AsyncConnection[Any]:
         """A new connection with the settings of its kind. Raises `ConnectError` when the database does not answer."""
+        # A cut link is noticed within a third of the lease, on an idle session and on one that waits for an answer.
+        patience_s = max(2, int(self.times.heartbeat.total_seconds()))
+        network: dict[str, Any] = {
+            "connect_timeout": patience_s,
+            "keepalives_idle": 2,
+            "keepalives_interval": 1,
+            "keepalives_count": max(2, patience_s - 2),
+            "tcp_user_timeout": patience_s * 1000,
+        }
         try:
             connection = await psycopg.AsyncConnection.connect(
-                self.dsn,
-                autocommit=True,
-                connect_timeout=10,
-                application_name=f"pgsched {kind} {self.info['name']}"[:63],
-                fallback_application_name=None,
+                self.dsn, autocommit=True, application_name=f"pgsched {kind} {self.info['name']}"[:63], **network
             )
         except psycopg.OperationalError as error:
             raise unreachable(self.dsn, error) from error
-        await connection.execute(_SETTINGS.format(more=settings))
+        try:
+            await connection.execute(_SETTINGS.format(more=settings))
+        except BaseException:
+            await connection.close()
+            raise
         return connection
 
     async def attach(self) -> psycopg.AsyncConnection[Any]:
         """The first lease session: registers the worker. Raises `ProtocolMismatch`, `NotAdopted`, `SchemaError`..."""
-        connection = await self.connect("lease", self._lease_settings())
+        connection = await self._connect_lease()
         try:
             check_protocol(self.calls.schema, await arun(connection, self.calls.protocol()))
             info = self.info | {"protocol": PROTOCOL, "rescue_after_s": self.times.rescue.total_seconds()}
@@ -106,7 +116,7 @@ class Identity:
 
     async def reattach(self, claims: Collection[int]) -> tuple[psycopg.AsyncConnection[Any], list[int]]:
         """A new lease session for the same worker, and which of the claims the server does not know."""
-        connection = await self.connect("lease", self._lease_settings())
+        connection = await self._connect_lease()
         try:
             return connection, await arun(connection, self.calls.reattach(self.id, self.token, list(claims)))
         except BaseException:
@@ -131,9 +141,27 @@ class Identity:
             await connection.close()
             raise
 
-    def _lease_settings(self) -> str:
+    async def heartbeat(self, lease: psycopg.AsyncConnection[Any]) -> bool:
+        """Send a heartbeat; whether it was answered by a server that could commit it with its quorum.
+
+        Raises one of BROKEN when the session is gone, `TimeoutError` when no answer came within a third of the lease.
+        """
+        self._doubted = False
+        async with asyncio.timeout(self.times.heartbeat.total_seconds()):
+            await arun(lease, self.calls.heartbeat(self.id))
+        return not self._doubted
+
+    async def _connect_lease(self) -> psycopg.AsyncConnection[Any]:
         bound = self.times.heartbeat.total_seconds() * 1000
-        return _LEASE.format(bound=int(bound), silence=int(self.times.client.total_seconds() * 1000))
+        settings = _LEASE.format(bound=int(bound), silence=int(self.times.client.total_seconds() * 1000))
+        connection = await self.connect("lease", settings)
+        connection.add_notice_handler(self._noticed)
+        return connection
+
+    def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
+        """A warning on a heartbeat (its wait for the synchronous standby was cancelled) makes it no answer."""
+        if notice.severity_nonlocalized == "WARNING":
+            self._doubted = True
 
 
 def describe(

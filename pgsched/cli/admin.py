@@ -9,6 +9,7 @@ import typer
 from pgsched import migrate as migrations
 from pgsched.cli.options import AsJson, Dsn, Schema, database, opened
 from pgsched.cli.output import print_rows
+from pgsched.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
@@ -17,6 +18,7 @@ def register(app: typer.Typer) -> None:
     app.command()(grant)
     app.command()(adopt)
     app.command()(workers)
+    app.command()(leader)
 
 
 def migrate(
@@ -51,6 +53,27 @@ def adopt(dsn: Dsn = None, schema: Schema = "pgsched") -> None:
     with opened(dsn, schema) as db:
         epoch = db(db.calls.adopt())
     print(f'schema "{schema}" belongs to this database now (epoch {epoch})')
+
+
+def leader(
+    action: Annotated[str | None, typer.Argument(help='"resign" asks the leader to give way.')] = None,
+    dsn: Dsn = None,
+    schema: Schema = "pgsched",
+    as_json: AsJson = False,
+) -> None:
+    """Show who leads, by the lock that is held; or ask the leader to resign, so that the next one leads at once."""
+    if action not in (None, "resign"):
+        raise UsageError(f'leader: "{action}" is no action; the one there is is "resign"')
+    with opened(dsn, schema) as db:
+        if action == "resign":
+            term = db(db.calls.ask_leader_to_resign())
+            if term is None:
+                raise UsageError("nobody leads")
+            print(f"the leader of term {term} was asked to resign")
+            return
+        rows = db(db.calls.leader())
+    columns = ("term", "name", "host", "pid", "began_at", "backend_pid", "role_name", "application_name")
+    print_rows(rows, columns, as_json, "nobody leads")
 
 
 def workers(

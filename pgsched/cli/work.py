@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
 import os
@@ -14,7 +15,7 @@ from typing import Annotated
 import typer
 
 from pgsched.app import App
-from pgsched.cli.options import Dsn
+from pgsched.cli.options import Dsn, Schema, database, opened
 from pgsched.errors import UsageError
 
 Target = Annotated[str, typer.Argument(help="Where the App is: module:attribute, for example shop.jobs:app.")]
@@ -23,6 +24,7 @@ Target = Annotated[str, typer.Argument(help="Where the App is: module:attribute,
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(worker)
+    app.command()(scheduler)
     app.command()(dev)
     app.command()(demo)
 
@@ -53,10 +55,21 @@ def worker(
     name: Annotated[str | None, typer.Option(help="Its name in the view workers.")] = None,
     poll: Annotated[float, typer.Option(help="Seconds between looks without a notification.")] = 1.0,
     drain: Annotated[float, typer.Option(help="Seconds that running jobs may take after SIGTERM.")] = 30.0,
+    lease: Annotated[
+        float, typer.Option(help="Seconds without an answered heartbeat after which it stops what runs.")
+    ] = 20.0,
+    kill: Annotated[
+        float, typer.Option(help="Seconds after which nothing of it may run any more; more than --lease.")
+    ] = 30.0,
+    lead: Annotated[bool, typer.Option("--leader/--no-leader", help="Also stand for leader.")] = True,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     dsn: Dsn = None,
 ) -> None:
-    """Run jobs until SIGTERM; a second SIGTERM cancels what runs. Exit codes: 0 clean, 3 a handler still ran, 4 rescued."""
+    """Run jobs until SIGTERM; a second SIGTERM cancels what runs.
+
+    Exit codes: 0 clean, 1 an error, 3 a handler still ran, 4 rescued, 5 the lease was lost and a handler did not end.
+    """
+    from pgsched.lease import LeaseTimes
     from pgsched.worker import Settings, run_worker
 
     _log(log_level)
@@ -69,8 +82,33 @@ def worker(
         name=name,
         poll=timedelta(seconds=poll),
         drain=timedelta(seconds=drain),
+        lease=LeaseTimes(timedelta(seconds=lease), timedelta(seconds=kill)),
+        lead=lead,
     )
     raise typer.Exit(run_worker(app, settings, restore_signals=False))
+
+
+def scheduler(
+    name: Annotated[str | None, typer.Option(help="Its name in the view leader.")] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    dsn: Dsn = None,
+    schema: Schema = "pgsched",
+) -> None:
+    """Only stand for leader, until SIGTERM: where no worker runs all the time, or with workers that do not lead."""
+    from pgsched.leader import Leader
+
+    _log(log_level)
+    target = database(dsn)
+    with opened(dsn, schema):
+        pass  # (a database without the schema is an error now, not a loop)
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await Leader(target, schema, name).run(stop)
+
+    asyncio.run(main())
 
 
 def dev(

@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from pgsched.errors import ConnectError, NoSession, UsageError, WorkerAlive, WorkerRescued
-from pgsched.lease import LeaseTimes
+from pgsched.errors import ConnectError, UsageError, WorkerAlive, WorkerRescued
+from pgsched.leader import Leader
+from pgsched.lease import Lease, LeaseTimes, Order, now
 from pgsched.loop import backoff, wait_any
 from pgsched.run import arun
 from pgsched.session import BROKEN, TRY_AGAIN, Identity, describe, persist
 from pgsched.worker.exchange import Exchange, Ledger
 from pgsched.worker.executor import Claimed, Executor
+from pgsched.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from pgsched.app import App
@@ -43,6 +45,8 @@ class ExitCode(enum.IntEnum):
     """It could not start, or its code failed."""
     STILL_RUNNING = 3
     """It stopped while a handler (a thread, or one that swallows its cancellation) still ran; the job stays in running."""
+    LEASE_LOST = 5
+    """Its lease had been dead for longer than `kill` and a handler still ran: the process ended itself at once."""
     RESCUED = 4
     """Its jobs had been taken from it; it stopped its handlers and ended."""
 
@@ -58,6 +62,7 @@ class Settings:
     drain        how long running jobs may take after the first SIGTERM before async handlers are cancelled
     sessions     how many work sessions, 1 or 2
     lease        the times of its lease
+    lead         whether this process also stands for leader
 
     Raises `UsageError` for a value out of range.
     """
@@ -69,6 +74,7 @@ class Settings:
     drain: timedelta = timedelta(seconds=30)
     sessions: int = 2
     lease: LeaseTimes = field(default_factory=LeaseTimes)
+    lead: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -100,6 +106,7 @@ class Worker:
         self._hurry = asyncio.Event()
         self._stopped = asyncio.Event()
         self._closed = asyncio.Event()
+        self._lease = Lease(self.settings.lease, now())
         self._rescued: WorkerRescued | None = None
         self._failed = False
         self._exchanges: list[Exchange] = []
@@ -126,9 +133,12 @@ class Worker:
             __version__,
         )
         identity = Identity(dsn, self.app.client.calls, self.settings.lease, info)
-        lease = await persist("attach", identity.attach, self._draining, (ConnectError, psycopg.OperationalError))
-        if lease is None:
+        attached = await persist(
+            "attach", lambda: self._attach(identity), self._draining, (ConnectError, psycopg.OperationalError)
+        )
+        if attached is None:
             return ExitCode.OK
+        lease, self._lease = attached
         log.info(
             'worker %s ("%s") serves %s with %s slots',
             identity.id,
@@ -154,6 +164,11 @@ class Worker:
                 asyncio.create_task(self._guard(self._keep_lease(identity, lease))),
                 asyncio.create_task(self._guard(self._listen(identity))),
             ]
+            if self.settings.lead:
+                leader = Leader(dsn, self.app.client.schema, info["name"])
+                side.append(asyncio.create_task(self._guard(leader.run(self._draining))))
+            watchdog = Watchdog(self._lease, self._lease_expired, lambda: self.ledger.active)
+            watchdog.start()
             try:
                 await self._draining.wait()
                 await self._drain()
@@ -169,6 +184,7 @@ class Worker:
                     await exchange.close()
                 self._closed.set()
             await asyncio.wait(side[:1], timeout=_CANCEL_GRACE)
+            watchdog.stop()
         return self._exit_code()
 
     def _exit_code(self) -> ExitCode:
@@ -195,10 +211,10 @@ class Worker:
             log.exception("the worker's own code failed")
             self._failed = True
         finally:
-            if not self._stopped.is_set():
+            if not self._draining.is_set():
                 self.stop()
-                if self._rescued:
-                    self._hurry.set()
+            if self._rescued:
+                self._hurry.set()
 
     async def _drain(self) -> None:
         """Let handlers end; then cancel the asynchronous ones and wait for them, and for their outcomes to be sent."""
@@ -226,22 +242,27 @@ class Worker:
     def _idle(self) -> bool:
         return not self.ledger.active and not self.ledger.ended and not self.ledger.claims and not self.ledger.asked
 
+    async def _attach(self, identity: Identity) -> tuple[psycopg.AsyncConnection[Any], Lease]:
+        sent_at = now()
+        return await identity.attach(), Lease(self.settings.lease, sent_at)
+
     async def _keep_lease(self, identity: Identity, lease: psycopg.AsyncConnection[Any]) -> None:
         """Heartbeats; after a lost session the worker attaches again. At the end it says that it has ended."""
         while not self._stopped.is_set():
             try:
                 await wait_any(self._stopped, at_most=self.settings.lease.heartbeat.total_seconds())
-                await arun(lease, identity.calls.heartbeat(identity.id))
+                sent_at = now()
+                if await identity.heartbeat(lease):
+                    self._lease_answered(sent_at)
+                else:
+                    log.warning("a heartbeat was answered by a server that could not commit it with its quorum")
                 for exchange in self._exchanges:
                     await exchange.reconcile()
-            except BROKEN as error:
-                if not lease.broken and not isinstance(error, NoSession):
-                    log.warning("a heartbeat was not answered: %s", str(error).strip())
-                    continue
-                log.warning("the lease session was lost: %s", str(error).strip())
+            except (*BROKEN, TimeoutError) as error:
+                log.warning("the lease session was lost: %s", str(error).strip() or type(error).__name__)
                 await lease.close()
                 again = await persist(
-                    "re-attach", lambda: self._reattach(identity), self._stopped, (*BROKEN, ConnectError)
+                    "re-attach", lambda: self._reattach(identity), self._stopped, (*BROKEN, TimeoutError, ConnectError)
                 )
                 if again is None:
                     return
@@ -257,13 +278,39 @@ class Worker:
         await lease.close()
 
     async def _reattach(self, identity: Identity) -> psycopg.AsyncConnection[Any]:
-        lease, unknown = await identity.reattach(self.ledger.claims)
-        for claim_id in unknown:
-            if (job := self.ledger.claims.get(claim_id)) is not None:
-                log.error("job %s: the server no longer knows claim %s; its handler is stopped", job.job_id, claim_id)
-                self._ask_to_stop(job, "the server no longer knows the claim")
+        """A new lease session. The lease counts again only when handlers whose claims the server has forgotten have ended."""
+        for exchange in self._exchanges:
+            await exchange.close()
+        sent_at = now()
+        async with asyncio.timeout(self.settings.lease.heartbeat.total_seconds()):
+            lease, unknown = await identity.reattach(self.ledger.claims)
+        forgotten = [job for claim_id in unknown if (job := self.ledger.claims.get(claim_id)) is not None]
+        for job in forgotten:
+            log.error("job %s: the server no longer knows claim %s; its handler is stopped", job.job_id, job.claim_id)
+            self._ask_to_stop(job, "the server no longer knows the claim")
+        if handlers := [job.handler for job in forgotten if job.handler is not None]:
+            await asyncio.wait(handlers)
+        self._lease_answered(sent_at)
         log.info("attached again")
         return lease
+
+    def _lease_answered(self, sent_at: float) -> None:
+        self._lease.answered(sent_at)
+        if self._lease.order(now()) is Order.WORK and not self._draining.is_set() and not self.ledger.accepting:
+            log.info("the lease is good again")
+            self.ledger.accepting = True
+            self.ledger.wake()
+
+    def _lease_expired(self) -> None:
+        """No more claims, and every handler is to end, until a heartbeat is answered again."""
+        if self._lease.order(now()) is Order.WORK:
+            return
+        log.error(
+            "the lease has expired: no heartbeat was answered for %s; stopping what runs", self.settings.lease.client
+        )
+        self.ledger.accepting = False
+        for job in list(self.ledger.claims.values()):
+            self._ask_to_stop(job, "its worker's lease expired")
 
     async def _listen(self, identity: Identity) -> None:
         """Wake at a notification for one of the queues; a poll finds what a lost one left."""

@@ -1,5 +1,8 @@
--- Takes the jobs of a dead worker and puts them back. `certified`: whoever calls has reaped the worker's process and
--- all its children and says so; without that word the call is refused. `begun`: the claims whose handlers had begun,
+-- Takes the jobs of a dead worker and puts them back. A free lock alone proves nothing about the process, so there are two
+-- grounds. `certified`: whoever calls has reaped the worker's process and all its children and says so. Or the session leads,
+-- and its process has seen the worker's lock free, at the same `generation`, for `silent_s` seconds, at least the worker's own
+-- rescue_after (counted from the answer of the first look, by a clock that does not stand still): a worker that lost its lease
+-- for so long has ended all that it ran. `begun`: the claims whose handlers had begun,
 -- where the caller knows; null: those whose started_at is set. Only those are charged, to lost_attempts; a job whose
 -- workers died max_lost_attempts times ends as failed. A job that was told to cancel ends as cancelled.
 -- Each call moves at most `n` jobs with ids above `above`; answers {"moved": k, "left": m, "last": the last id it met}. One
@@ -9,8 +12,9 @@
 --
 -- Locks: the worker's lock, exclusively, to the end of the transaction: that it can be taken proves that the server
 -- has ended everything that the worker had sent. Then its running rows, skipping locked ones.
--- Errors: PGS07 the worker's sessions still hold its lock; PGS09 not certified.
-create or replace function rescue(worker_id bigint, begun bigint[] default null, certified boolean default false, n integer default 1000, above bigint default 0)
+-- Errors: PGS07 the worker's sessions hold its lock, or it has attached again; PGS09 no ground; PGS11 not the leader.
+create or replace function rescue(worker_id bigint, begun bigint[] default null, certified boolean default false, n integer default 1000, above bigint default 0,
+    generation integer default null, silent_s double precision default null)
 returns jsonb
 language plpgsql security definer
 set search_path from current
@@ -27,10 +31,19 @@ declare
     lost jsonb;
     one jsonb;
     moved integer := 0;
+    patience interval;
 begin
     if certified is not true then
-        perform refuse('PGS09', format('rescue: nobody certifies that worker %s is dead', worker_id),
-            'A free lock alone proves nothing about the process: reap it with all its children, then pass certified => true.');
+        if silent_s is null then
+            perform refuse('PGS09', format('rescue: nobody certifies that worker %s is dead', worker_id),
+                'A free lock alone proves nothing about the process: reap it with all its children, then pass certified => true.');
+        end if;
+        perform require_leader();
+        patience := coalesce((select w.rescue_after from worker w where w.id = $1), interval '60 s');
+        if not silent_s >= extract(epoch from patience) then
+            perform refuse('PGS09', format('rescue: worker %s was seen silent for %s s, it has %s', worker_id, silent_s, patience),
+                'Wait until its lock has been free for so long without a break.');
+        end if;
     end if;
     if n is null or n < 1 then
         perform refuse('PGS09', format('rescue: n is %s, it must be at least 1', coalesce(n::text, 'null')), 'It is how many jobs one call may move.');
@@ -45,8 +58,13 @@ begin
                 (select string_agg(pid::text, ', ') from lock_holders($1) pid)),
             'Its process may be alive, or the server is still ending its sessions: try again in a moment.');
     end if;
+    if certified is not true and exists (select from worker w where w.id = $1 and w.generation is distinct from rescue.generation) then
+        perform refuse('PGS07', format('rescue: worker %s has attached again', worker_id), 'Its silence was broken: wait anew.');
+    end if;
     perform force_durable();
-    update worker w set rescued_at = clock_timestamp(), rescue_reason = 'its process was reaped'
+    update worker w
+    set rescued_at = clock_timestamp(),
+        rescue_reason = case when certified then 'its process was reaped' else format('its lock was free for %s s', round(silent_s::numeric, 1)) end
     where w.id = $1 and w.rescued_at is null;
     lost := (
         select jsonb_agg(jsonb_build_object('job_id', r.job_id, 'claim_id', r.claim_id, 'outcome', 'lost',
@@ -77,4 +95,5 @@ begin
         'last', lost -> -1 -> 'job_id');
 end
 $$;
-comment on function rescue(bigint, bigint[], boolean, integer, bigint) is 'Takes the jobs of a dead worker, on the word of whoever reaped it, and puts them back.';
+comment on function rescue(bigint, bigint[], boolean, integer, bigint, integer, double precision)
+    is 'Takes the jobs of a dead worker, on the word of whoever reaped it or after its silence, and puts them back.';

@@ -13,7 +13,8 @@ values
     ('PGS07', 'WorkerAlive', 'the worker still holds its lock, so its jobs cannot be taken'),
     ('PGS08', 'ReadOnlyServer', 'the server is a standby in recovery: no work is done there'),
     ('PGS09', 'InvalidCall', 'an argument of the call itself is refused: the message names it'),
-    ('PGS10', 'KeyContended', 'a unique key changed hands again and again while it was asked for: try again')
+    ('PGS10', 'KeyContended', 'a unique key changed hands again and again while it was asked for: try again'),
+    ('PGS11', 'NotLeader', 'this session does not hold the leader''s lock (or no longer)')
 $$;
 comment on function errors() is 'The errors that pgsched''s functions raise, by SQLSTATE, with their names and meanings.';
 
