@@ -35,7 +35,9 @@ def run(data: Path | None, dsn: str | None) -> int:
         began = time.monotonic()
         ids = [job.id for job in app.enqueue_many(read_zone.bind(zone) for zone in zones)]
         app.close()
-        with ChildWorker(["worker", "pgsched.demo:app", "--log-level", "warning"], database) as worker:
+        with ChildWorker(
+            ["worker", "pgsched.demo:app", "--concurrency", "16", "--no-leader", "--log-level", "warning"], database
+        ) as worker:
             with dsns.connect(database, autocommit=True) as connection:
                 counts = _watch(connection, ids)
                 seconds = time.monotonic() - began

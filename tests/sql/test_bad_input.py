@@ -6,18 +6,19 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 import pytest
+from harness.server import Server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 CAMPAIGN = bool(os.environ.get("PGSCHED_CAMPAIGN"))
 EXAMPLES = settings(
-    max_examples=5_000 if CAMPAIGN else 60, derandomize=not CAMPAIGN, deadline=None, database=None, print_blob=False
+    max_examples=5_000 if CAMPAIGN else 30, derandomize=not CAMPAIGN, deadline=None, database=None, print_blob=False
 )
 
 Arguments = dict[str, Any]
@@ -41,11 +42,19 @@ SIGNATURES = {
     "claim": {"worker_id": "bigint", "want": "jsonb"},
     "finish": {"worker_id": "bigint", "results": "jsonb", "want": "jsonb"},
     "reconcile": {"worker_id": "bigint", "ended_session_nos": "integer[]", "claim_ids": "bigint[]"},
-    "rescue": {"worker_id": "bigint", "begun": "bigint[]", "certified": "boolean", "n": "integer", "above": "bigint"},
+    "rescue": {
+        "worker_id": "bigint", "begun": "bigint[]", "certified": "boolean", "n": "integer", "above": "bigint",
+        "generation": "integer", "silent_s": "double precision",
+    },
+    "lead": {"info": "jsonb"},
+    "resign": {"reason": "text"},
     "waiting_state": {"reason": "text"},
     "masked": {"args": "jsonb", "secret": "text[]"},
     "grant_access": {"role_name": "name", "level": "text"},
 }  # fmt: skip
+
+# Those that only the leader may call, or may call otherwise.
+LEADING = {"resign", "rescue"}
 
 # What a function's own text may raise beside pgsched's errors, as its comment says.
 DOCUMENTED = {"finish": "22...", "grant_access": "42704", "open_session": "55P03", "reattach": "55P03"}
@@ -62,7 +71,7 @@ class Bed:
     worker: int
     token: str
     dead: int
-    claims: list[tuple[int, int]]  # (job, claim): of the worker, of the dead one, of nobody any more
+    claims: list[tuple[int, int]]  # (job, claim): ended ones of the worker, its others, those of the dead one
     state_query: str
 
     def call(self, function: str, arguments: Arguments) -> list[Any]:
@@ -76,19 +85,22 @@ class Bed:
 
     def throw(self, function: str, arguments: Arguments) -> str:
         """Make the call and undo it; `taken` or the error's SQLSTATE. Fails where the error is none that is meant."""
-        refusal = None
-        before = self.state()
+        # (First: a lock of the session's outlives the transaction of the throw before.)
+        self.connection.execute("select pg_advisory_unlock_all(), pg_advisory_lock_shared(%s)", [self.worker])
         with self.connection.transaction(force_rollback=True):
+            if function in LEADING:
+                self.call("lead", {"info": json.dumps(INFO)})
+            before = self.state()
+            refusal = None
             try:
                 with self.connection.transaction():
                     self.call(function, arguments)
+                assert self.connection.execute("select * from pgsched.check_invariants()").fetchall() == []
             except psycopg.Error as error:
                 refusal = error
             if refusal is not None:
                 assert is_meant(function, refusal), f"{refusal.sqlstate} {refusal.diag.message_primary}"
                 assert self.state() == before
-            assert self.connection.execute("select * from pgsched.check_invariants()").fetchall() == []
-        self.connection.execute("select pg_advisory_unlock_all(), pg_advisory_lock_shared(%s)", [self.worker])
         return "taken" if refusal is None else str(refusal.sqlstate)
 
 
@@ -112,8 +124,27 @@ INFO: dict[str, Any] = {
 LANES = [{"queue": "mail", "priority": 5}, {"queue": "late", "priority": 5}]
 
 
-@pytest.fixture
-def bed(connection: psycopg.Connection[Any]) -> Bed:
+@pytest.fixture(scope="module")
+def shared(server: Server, template: str) -> Iterator[psycopg.Connection[Any]]:
+    """A session on a database for all tests that leave nothing behind."""
+    dsn = server.database(template)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("select pgsched.adopt()")
+        yield connection
+    server.drop(dsn)
+
+
+@pytest.fixture(scope="module")
+def bed(server: Server, template: str) -> Iterator[Bed]:
+    """A bed for all tests that throw values, as each throw is undone."""
+    dsn = server.database(template)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("select pgsched.adopt()")
+        yield make_bed(connection)
+    server.drop(dsn)
+
+
+def make_bed(connection: psycopg.Connection[Any]) -> Bed:
     def run(query: str, *values: Any) -> Any:
         return connection.execute(
             query, [json.dumps(v) if isinstance(v, list | dict) else v for v in values]
@@ -167,14 +198,15 @@ any_of_type: dict[str, st.SearchStrategy[Any]] = {
     "text": st.none() | st.sampled_from(ODD_TEXTS) | texts,
     "name": st.none() | st.sampled_from(ODD_TEXTS) | texts,
     "boolean": st.none() | st.booleans(),
-    "integer": st.none() | numbers.map(str) | st.sampled_from(ODD_TEXTS),
-    "bigint": st.none() | numbers.map(str) | st.sampled_from(ODD_TEXTS),
+    "integer": st.none() | numbers.map(str) | st.integers(-(2**31), 2**31 - 1).map(str),
+    "bigint": st.none() | numbers.map(str) | st.integers(-(2**63), 2**63 - 1).map(str),
     "interval": st.none() | st.sampled_from(ODD_TEXTS) | numbers.map(lambda n: f"{n} s") | st.timedeltas(),
     "timestamptz": st.none() | st.sampled_from(ODD_TEXTS) | st.datetimes().map(str),
     "text[]": st.none()
     | st.lists(st.none() | texts, max_size=3)
     | st.sampled_from([[["a"], ["b"]], [["a", None]], *ODD_TEXTS]),
     "jsonb": anything.map(json.dumps),
+    "double precision": st.none() | numbers.map(str) | st.sampled_from(["NaN", "Infinity", "-Infinity"]),
 }
 any_of_type["integer[]"] = any_of_type["bigint[]"] = st.none() | st.sampled_from(
     [
@@ -252,9 +284,11 @@ def good(bed: Bed, function: str) -> dict[str, st.SearchStrategy[Any]]:
         "finish": {"results": results(bed).map(json.dumps), "want": st.none() | wants().map(json.dumps)},
         "reconcile": {"ended_session_nos": one_of("{0}", "{1,2}"), "claim_ids": claims},
         "rescue": {
-            "worker_id": one_of(str(bed.dead)), "begun": st.none() | claims, "certified": one_of(True), "n": one_of("1", "9"),
-            "above": one_of("0", "2"),
+            "worker_id": one_of(str(bed.dead)), "begun": st.none() | claims, "certified": one_of(True, True, False),
+            "n": one_of("1", "9"), "above": one_of("0", "2"), "generation": one_of("0"), "silent_s": one_of(None, "60"),
         },
+        "lead": {"info": mostly({"name": "w", "host": "h", "pid": st.integers(1, 9)}).map(json.dumps)},
+        "resign": {"reason": one_of("enough")},
         "waiting_state": {"reason": one_of("retry")},
         "masked": {"args": one_of('{"a": 1}', "[]", "1"), "secret": one_of(None, ["a", "b"])},
         "grant_access": {"role_name": one_of("pg_monitor"), "level": one_of("reader", "client", "worker")},
@@ -294,7 +328,7 @@ def test_a_function_takes_any_value_or_refuses_it_without_a_trace(bed: Bed, func
 def test_enqueue_many_takes_any_batch_whole_or_refuses_it_whole(bed: Bed) -> None:
     answers: Counter[str] = Counter()
 
-    @settings(EXAMPLES, max_examples=20_000 if CAMPAIGN else 250)
+    @settings(EXAMPLES, max_examples=20_000 if CAMPAIGN else 120)
     @given(jobs())
     def throw(batch: Any) -> None:
         answers[bed.throw("enqueue_many", {"jobs": json.dumps(batch)})] += 1
@@ -303,8 +337,8 @@ def test_enqueue_many_takes_any_batch_whole_or_refuses_it_whole(bed: Bed) -> Non
     assert answers["taken"] > 0 and answers["PGS05"] > 0, answers
 
 
-def test_values_are_thrown_at_every_parameter_of_every_public_function(connection: psycopg.Connection[Any]) -> None:
-    found = connection.execute(
+def test_values_are_thrown_at_every_parameter_of_every_public_function(shared: psycopg.Connection[Any]) -> None:
+    found = shared.execute(
         """select p.proname, p.proargnames[:p.pronargs], p.proargtypes::regtype[]::text[]
         from pg_proc p where p.pronamespace = 'pgsched'::regnamespace and p.pronargs > 0
             and p.proname in (select name from pgsched.access_list() where kind = 'function' union all values ('grant_access'))"""
@@ -316,10 +350,44 @@ def test_values_are_thrown_at_every_parameter_of_every_public_function(connectio
     }
 
 
-def test_the_check_sees_an_error_that_is_not_meant(bed: Bed) -> None:
+def test_the_check_sees_an_error_that_is_not_meant(connection: psycopg.Connection[Any]) -> None:
+    bed = make_bed(connection)
     bed.connection.execute("alter table pgsched.job add constraint nothing_more check (id < 0) not valid")
     with pytest.raises(AssertionError, match="23514"):
         bed.throw("enqueue", {"task": "send", "queue": "mail"})
+
+
+# Found by such values before.
+FOUND: list[tuple[str, Arguments]] = [
+    ("enqueue", {"task": "t", "queue": "q", "tags": [["a"], ["b"]]}),
+    ("enqueue_many", {"jobs": '[{"task": "t", "queue": "q", "timeout_s": 1e-9}]'}),
+    ("enqueue_many", {"jobs": json.dumps([{"task": "t", "queue": "q", "unique_key": "😀" * 500}])}),
+    ("prune", {"older_than": "178000000 years"}),
+    ("prune", {"older_than": "-178000000 years"}),
+    ("claim", {"want": '{"lanes": [], "max_jobs": 1.0}'}),
+    ("claim", {"want": '{"lanes": [{"queue": "mail", "priority": 5.0}]}'}),
+    ("claim", {"want": '{"lanes": [{"queue": "mail", "priority": 5}], "free_slots": 1.0}'}),
+    ("finish", {"results": "[]", "want": '{"lanes": [], "max_jobs": 1.0}'}),
+    ("attach", {"info": json.dumps(INFO | {"concurrency": 1.0, "pid": 2.0, "protocol": 1.0})}),
+    ("attach", {"info": json.dumps(INFO | {"rescue_after_s": "NaN"})}),
+    ("lead", {"info": '{"name": "a", "host": "b", "pid": 1.0}'}),
+    ("resign", {"reason": None}),
+    ("stage", {"n": "-1"}),
+    ("rescue", {"certified": True, "n": "-1"}),
+]
+
+
+@pytest.mark.parametrize(("function", "arguments"), FOUND, ids=str)
+def test_what_was_found_before_is_taken_or_refused(bed: Bed, function: str, arguments: Arguments) -> None:
+    worker = {"worker_id": bed.worker} if "worker_id" in SIGNATURES[function] else {}
+    bed.throw(function, worker | arguments)
+
+
+def test_a_claim_asks_for_as_many_as_it_says_and_for_one_when_it_says_nothing(bed: Bed) -> None:
+    with bed.connection.transaction(force_rollback=True):
+        lanes = {"lanes": LANES[:1]}
+        assert len(bed.call("claim", {"worker_id": bed.worker, "want": json.dumps(lanes)})) == 1
+        assert len(bed.call("claim", {"worker_id": bed.worker, "want": json.dumps(lanes | {"max_jobs": 2})})) == 2
 
 
 # ---- What a refusal says -------------------------------------------------------------------------------------------
@@ -379,9 +447,9 @@ def refusal(connection: psycopg.Connection[Any], batch: Any) -> psycopg.errors.D
 
 @pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[message[:60] for _, message in REFUSED])
 def test_a_refusal_names_the_job_the_field_the_value_and_the_rule(
-    connection: psycopg.Connection[Any], fields: dict[str, Any], message: str
+    shared: psycopg.Connection[Any], fields: dict[str, Any], message: str
 ) -> None:
-    diagnostic = refusal(connection, [JOB, JOB | fields, JOB])
+    diagnostic = refusal(shared, [JOB, JOB | fields, JOB])
     assert diagnostic.sqlstate == "PGS05"
     assert (diagnostic.message_primary or "").startswith("job 2")
     assert message in (diagnostic.message_primary or "")
@@ -391,10 +459,10 @@ def test_a_refusal_names_the_job_the_field_the_value_and_the_rule(
 @pytest.mark.parametrize(
     "bad", [{"priority": 99999}, {"run_at": "soon"}, {"unknown": 1}, {"args": {"a": "x" * 2**20}}], ids=str
 )
-def test_a_refusal_counts_jobs_from_1(connection: psycopg.Connection[Any], n: int, bad: dict[str, Any]) -> None:
+def test_a_refusal_counts_jobs_from_1(shared: psycopg.Connection[Any], n: int, bad: dict[str, Any]) -> None:
     batch: list[Any] = [JOB] * 100
     batch[n - 1] = JOB | bad
-    assert re.match(rf"job {n}\b", refusal(connection, batch).message_primary or "")
+    assert re.match(rf"job {n}\b", refusal(shared, batch).message_primary or "")
 
 
 @pytest.mark.parametrize(
@@ -405,26 +473,26 @@ def test_a_refusal_counts_jobs_from_1(connection: psycopg.Connection[Any], n: in
         ("x", "enqueue_many: jobs must be an array of objects"),
     ],
 )
-def test_a_batch_is_an_array(connection: psycopg.Connection[Any], batch: Any, message: str) -> None:
-    diagnostic = refusal(connection, batch)
+def test_a_batch_is_an_array(shared: psycopg.Connection[Any], batch: Any, message: str) -> None:
+    diagnostic = refusal(shared, batch)
     assert (diagnostic.sqlstate, diagnostic.message_primary) == ("PGS09", message)
 
 
 @pytest.mark.parametrize("element", [None, 1, "x", [], True])
-def test_a_job_is_an_object(connection: psycopg.Connection[Any], element: Any) -> None:
-    diagnostic = refusal(connection, [JOB, element])
+def test_a_job_is_an_object(shared: psycopg.Connection[Any], element: Any) -> None:
+    diagnostic = refusal(shared, [JOB, element])
     assert diagnostic.sqlstate == "PGS05"
     assert re.fullmatch(r"job 2 is a JSON \w+, it must be an object", diagnostic.message_primary or "")
 
 
-def test_an_unknown_field_is_answered_with_those_that_there_are(connection: psycopg.Connection[Any]) -> None:
-    hint = refusal(connection, [JOB | {"prioritx": 5}]).message_hint or ""
+def test_an_unknown_field_is_answered_with_those_that_there_are(shared: psycopg.Connection[Any]) -> None:
+    hint = refusal(shared, [JOB | {"prioritx": 5}]).message_hint or ""
     assert hint.startswith("The fields are task, args, queue, priority,")
 
 
 @pytest.mark.parametrize("field", ["args", "metadata"])
-def test_large_data_is_refused_with_its_size_and_the_limit(connection: psycopg.Connection[Any], field: str) -> None:
-    diagnostic = refusal(connection, [JOB, JOB | {field: {"a": "x" * 2**20}}])
+def test_large_data_is_refused_with_its_size_and_the_limit(shared: psycopg.Connection[Any], field: str) -> None:
+    diagnostic = refusal(shared, [JOB, JOB | {field: {"a": "x" * 2**20}}])
     assert diagnostic.sqlstate == "PGS06"
     assert re.fullmatch(
         rf'job 2 \(task "t"\): its {field} takes 10485\d\d bytes, the limit is 1048576',
@@ -452,25 +520,38 @@ def test_a_raised_limit_lets_larger_arguments_in(connection: psycopg.Connection[
         ("task => 't', queue => 'q', tags => '{a,null}'", "tags has a null in it: each tag is a text"),
     ],
 )
-def test_enqueue_refuses_as_enqueue_many_does(
-    connection: psycopg.Connection[Any], arguments: str, message: str
-) -> None:
+def test_enqueue_refuses_as_enqueue_many_does(shared: psycopg.Connection[Any], arguments: str, message: str) -> None:
     with pytest.raises(psycopg.ProgrammingError, match=f'^job 1 .task "t".: {re.escape(message)}') as caught:
-        connection.execute(f"select pgsched.enqueue({arguments})")
+        shared.execute(f"select pgsched.enqueue({arguments})")
     assert caught.value.sqlstate == "PGS05"
+
+
+@pytest.mark.parametrize("token", [None, "", "x"])
+@pytest.mark.parametrize("worker", [None, 4711])
+@pytest.mark.parametrize("call", ["open_session(%s, %s, 1)", "reattach(%s, %s, '{}')"])
+def test_a_worker_that_is_not_there_has_no_sessions(
+    shared: psycopg.Connection[Any], call: str, worker: int | None, token: str | None
+) -> None:
+    shared.execute("select pg_advisory_unlock_all()")
+    with pytest.raises(psycopg.ProgrammingError) as caught:
+        shared.execute(f"select pgsched.{call}", [worker, token])
+    assert caught.value.sqlstate == "PGS02"
+    locks = "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
+    assert shared.execute(locks).fetchone() == (0,)
 
 
 # ---- What cannot come in -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("field", ["args", "task", "queue", "unique_key", "tags", "metadata"])
-def test_nul_cannot_come_in(connection: psycopg.Connection[Any], field: str) -> None:
+def test_nul_cannot_come_in(shared: psycopg.Connection[Any], field: str) -> None:
     value = {"args": {"a": "\0"}, "metadata": {"\0": 1}, "tags": ["\0"]}.get(field, "a\0b")
     with pytest.raises(psycopg.errors.UntranslatableCharacter):  # 22P05
-        connection.execute("select pgsched.enqueue_many(%s)", [json.dumps([JOB | {field: value}])])
+        shared.execute("select pgsched.enqueue_many(%s)", [json.dumps([JOB | {field: value}])])
 
 
-def test_tables_of_the_callers_session_have_no_effect(bed: Bed) -> None:
+def test_tables_of_the_callers_session_have_no_effect(connection: psycopg.Connection[Any]) -> None:
+    bed = make_bed(connection)
     tables = [
         "job",
         "ready",
@@ -484,7 +565,7 @@ def test_tables_of_the_callers_session_have_no_effect(bed: Bed) -> None:
         "new_job",
     ]
     for table in tables:
-        bed.connection.execute(f"create temp table {table} (name text, value jsonb)")  # type: ignore[call-overload]
+        bed.connection.execute(f"create temp table {table} (name text, value jsonb)")
     bed.connection.execute("insert into setting values ('max_args_bytes', '1'), ('max_lost_attempts', '0')")
     bed.connection.execute("set search_path = pg_temp, pgsched, public")
     bed.call("enqueue", {"task": "send", "queue": "mail", "unique_key": "new"})
