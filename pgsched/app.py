@@ -94,7 +94,7 @@ class App:
             queue=queue,
             priority=priority,
             max_attempts=retry.max_attempts if retry else None,
-            timeout=timeout or self._timeout,
+            timeout=self._timeout if timeout is None else timeout,
         )
         decorator = TaskDecorator(self, name, defaults, retry, (secret,) if isinstance(secret, str) else tuple(secret))
         return decorator if function is None else decorator(function)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import operator
 import types
 from collections.abc import Callable, Mapping
@@ -142,7 +143,7 @@ class Arguments:
                 text = adapter.dump_json(value)
             except (PydanticSerializationError, UnicodeEncodeError) as error:
                 raise ArgumentsError(f'task "{self.task}": {name} is {shown}: JSON cannot hold it ({error})') from error
-            if _has_nul(value):
+            if _has_nul(json.loads(text)):
                 raise ArgumentsError(
                     f'task "{self.task}": {name} is {shown}: it has a NUL character, which Postgres cannot store'
                 )
@@ -181,13 +182,9 @@ def _reveal(hint: Any) -> tuple[Any, bool]:
 def _has_nul(value: Any) -> bool:
     if isinstance(value, str):
         return "\0" in value
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return any(_has_nul(k) or _has_nul(v) for k, v in value.items())
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return any(_has_nul(v) for v in value)
-    if hasattr(value, "get_secret_value"):
-        return _has_nul(value.get_secret_value())
-    return _has_nul(vars(value)) if hasattr(value, "__dict__") else False
+    return isinstance(value, list) and any(map(_has_nul, value))
 
 
 def _short(value: Any) -> str:

@@ -51,6 +51,7 @@ class Calls:
         """Enqueue one job by the parameters of the SQL function enqueue, spans and times as texts; its id."""
         casts = {
             "args": "jsonb",
+            "metadata": "jsonb",
             "run_at": "timestamptz",
             "delay": "interval",
             "expires_at": "timestamptz",

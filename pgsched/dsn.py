@@ -32,11 +32,13 @@ def resolve(dsn: str | None) -> str:
         if dsn.startswith(driver):
             dsn = "postgresql://" + dsn.removeprefix(driver)
     try:
-        conninfo_to_dict(dsn)
+        parts = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError as error:
         # (What libpq quotes may be a part of the password.)
         reason = re.sub(r'"[^"]*"?', '"..."', str(error).strip())
         raise UsageError(f"the DSN cannot be read: {reason}") from None
+    if not all(port.isdigit() for port in str(parts.get("port") or "5432").split(",") if port):
+        raise UsageError("the DSN cannot be read: its port is no number; percent-encode / @ : and % in a password")
     return dsn
 
 

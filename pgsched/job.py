@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 R_co = TypeVar("R_co", covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Job(Generic[R_co]):
     """One job; `id` is its number, the same in every view and command."""
 

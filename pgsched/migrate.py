@@ -19,6 +19,8 @@ from typing import Any
 
 import psycopg
 import sqlalchemy
+import sqlalchemy.exc
+import sqlalchemy.pool
 from alembic import command, op
 from alembic.config import Config
 from alembic.script import ScriptDirectory

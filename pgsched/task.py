@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 
@@ -71,7 +72,7 @@ class Task(Generic[P, C, R]):
     @property
     def queue(self) -> str:
         """The queue that its jobs go to unless `using(queue=...)` says otherwise."""
-        return self._defaults.queue or self.app.name
+        return self.app.name if self._defaults.queue is None else self._defaults.queue
 
     def using(
         self,
@@ -171,7 +172,7 @@ class Enqueuer(Generic[P, R]):
         task, options = self._task, self._options
         fields = {
             "task": task.name,
-            "queue": options.queue or task.app.name,
+            "queue": task.app.name if options.queue is None else options.queue,
             "priority": options.priority,
             "run_at": _instant("run_at", options.run_at),
             "delay_s": options.delay.total_seconds() if options.delay is not None else None,
@@ -191,7 +192,7 @@ class Enqueuer(Generic[P, R]):
 class BoundTask(Generic[R]):
     """A job to be: a task with its arguments and options, as the JSON object that enqueue_many takes."""
 
-    text: str
+    text: str = field(repr=False)  # (it has secrets in the clear)
 
 
 class TaskDecorator:
@@ -239,11 +240,11 @@ def _tags(tags: Sequence[str] | None) -> list[str] | None:
 
 def _json(fields: dict[str, Any]) -> str:
     try:
-        text = json.dumps(fields, allow_nan=False, default=_refuse)
+        text = json.dumps(fields, allow_nan=False, ensure_ascii=False, default=_refuse)
         text.encode()
     except (ValueError, TypeError) as error:
         raise ArgumentsError(f'task "{fields["task"]}": its options are no JSON: {error}') from error
-    if "\\u0000" in text:
+    if re.search(r"(?<!\\)(?:\\\\)*\\u0000", text):  # (not the text that only looks like one: its backslash is doubled)
         raise ArgumentsError(f'task "{fields["task"]}": its options have a NUL character, which Postgres cannot store')
     return text
 

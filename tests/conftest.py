@@ -13,9 +13,18 @@ TEMPLATE = "pgsched_template"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "one_server: does not depend on the server's version")
     config.addinivalue_line(
         "markers", "breaks_invariants: the test leaves the database in a state that it broke itself"
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of a module marked `one_server` run on the newest server only: what they see does not depend on its version."""
+    first = f"pg{installations()[0].major}"
+    others = [i for i in items if i.get_closest_marker("one_server") and f"[{first}" not in i.name and "[pg" in i.name]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in set(others)]
 
 
 @pytest.fixture(scope="session", params=installations(), ids=lambda binaries: f"pg{binaries.major}")

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from pgsched import migrate as migrations
 from pgsched.cli.options import AsJson, Dsn, Schema, database, opened
 from pgsched.cli.output import print_rows
 from pgsched.errors import UsageError
@@ -27,6 +26,8 @@ def migrate(
     schema: Schema = "pgsched",
 ) -> None:
     """Bring the schema to this version, or make it. Safe to run from several places at once."""
+    from pgsched import migrate as migrations  # (Alembic and SQLAlchemy are for this command alone)
+
     if sql:
         print(migrations.upgrade_sql(schema=schema))
         return

@@ -33,6 +33,7 @@ def enqueue(
     expires_at: Annotated[str | None, typer.Option(help="Not begun by then, the job ends as skipped.")] = None,
     max_attempts: Annotated[int, typer.Option(help="How many attempts may fail.")] = 1,
     timeout: Annotated[str | None, typer.Option(help="How long one attempt may take.")] = None,
+    metadata: Annotated[str | None, typer.Option(help="An object of the application's own, as JSON.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A word to find it by; may be repeated.")] = None,
     unique_key: Annotated[
         str | None, typer.Option(help="While a job of the task with this key has not ended, answer that one.")
@@ -46,6 +47,10 @@ def enqueue(
         arguments = json.loads(args, parse_constant=_no_constant)
     except ValueError as error:
         raise UsageError(f"--args is no JSON: {error}") from error
+    try:
+        own = None if metadata is None else json.dumps(json.loads(metadata, parse_constant=_no_constant))
+    except ValueError as error:
+        raise UsageError(f"--metadata is no JSON: {error}") from error
     with opened(dsn, schema) as db:
         job_id = db(
             db.calls.enqueue(
@@ -59,6 +64,7 @@ def enqueue(
                 max_attempts=max_attempts,
                 timeout=timeout,
                 tags=tag,
+                metadata=own,
                 unique_key=unique_key,
             )
         )

@@ -128,8 +128,9 @@ class Executor:
 
 async def _within(limit: timedelta, call: Awaitable[Any]) -> Any:
     """Await `call`, cancelled after `limit`; then TimeoutError says so, and a handler's own TimeoutError stays its own."""
+    scope = asyncio.timeout(limit.total_seconds())
     try:
-        async with asyncio.timeout(limit.total_seconds()) as scope:
+        async with scope:
             return await call
     except TimeoutError as error:
         if scope.expired():

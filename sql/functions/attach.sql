@@ -20,7 +20,7 @@ begin
         or jsonb_typeof(info -> 'rescue_after_s') <> 'number' then
         perform refuse('PGS09', 'attach: info must be an object with whole numbers "protocol", "pid" and "concurrency" and a number "rescue_after_s"');
     end if;
-    theirs := (info ->> 'protocol')::integer;
+    theirs := nullif(info -> 'protocol', 'null')::integer;
     if theirs is distinct from protocol() then
         perform refuse('PGS01', format('this worker speaks protocol %s, the schema "%s" speaks %s',
             coalesce(theirs::text, 'null'), current_schema(), protocol()),
@@ -47,10 +47,10 @@ begin
     token := gen_random_uuid()::text;
     perform pg_advisory_lock_shared(worker_id);
     insert into worker (id, token, name, host, pid, app, queues, tasks, concurrency, protocol, version, rescue_after)
-    values (worker_id, token, info ->> 'name', info ->> 'host', (info ->> 'pid')::integer, info ->> 'app',
+    values (worker_id, token, info ->> 'name', info ->> 'host', (info -> 'pid')::integer, info ->> 'app',
         array(select jsonb_array_elements_text(info -> 'queues')),
         case when jsonb_typeof(info -> 'tasks') = 'array' then array(select jsonb_array_elements_text(info -> 'tasks')) end,
-        (info ->> 'concurrency')::integer, theirs, info ->> 'version', wait);
+        (info -> 'concurrency')::integer, theirs, info ->> 'version', wait);
     perform set_config('pgsched.session', worker_id || ':' || token || ':0', false);
 end
 $$;
@@ -98,15 +98,18 @@ declare
     w worker;
 begin
     perform require_read_committed();
+    if the_worker is null or the_token is null then
+        perform refuse('PGS02', 'a worker''s id and its token must be given', 'attach() answers both.');
+    end if;
     if not pg_try_advisory_lock_shared(the_worker) then
         raise exception using errcode = 'lock_not_available',
             message = format('worker %s: its lock is held exclusively at this moment', the_worker),
             hint = 'Somebody looks whether it is dead: try again.';
     end if;
     select * into w from worker where id = the_worker;
-    if w.token is distinct from the_token or w.rescued_at is not null or w.stopped_at is not null then
+    if w.id is null or w.token <> the_token or w.rescued_at is not null or w.stopped_at is not null then
         perform pg_advisory_unlock_shared(the_worker);
-        if w.token is distinct from the_token then
+        if w.id is null or w.token <> the_token then
             perform refuse('PGS02', format('worker %s: no such worker, or not its token', the_worker),
                 'attach() answers both; they belong together.');
         elsif w.stopped_at is not null then

@@ -27,7 +27,7 @@ begin
         perform force_durable();
         update leader_term set ended_at = clock_timestamp(), end_reason = 'its session ended' where ended_at is null;
         insert into leader_term (name, host, pid, backend_pid)
-        values (info ->> 'name', info ->> 'host', (info ->> 'pid')::integer, pg_backend_pid())
+        values (info ->> 'name', info ->> 'host', (info -> 'pid')::integer, pg_backend_pid())
         returning term into the_term;
     exception when others then
         perform pg_advisory_unlock(lock_class(), 1);
@@ -87,7 +87,7 @@ as $$
 declare
     the_term constant bigint := require_leader();
 begin
-    update leader_term set ended_at = clock_timestamp(), end_reason = reason where term = the_term;
+    update leader_term set ended_at = clock_timestamp(), end_reason = coalesce(reason, 'it resigned') where term = the_term;
     perform set_config('pgsched.term', '', false);
     perform pg_advisory_unlock(lock_class(), 1);
     perform pg_notify(channel() || '_leader', 'vacant');

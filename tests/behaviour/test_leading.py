@@ -26,6 +26,8 @@ from pgsched.worker import ExitCode
 
 SHORT = LeaseTimes(timedelta(seconds=1), timedelta(seconds=2))
 
+pytestmark = pytest.mark.one_server
+
 
 @contextlib.contextmanager
 def leading(dsn: str, name: str) -> Iterator[Leader]:

@@ -10,6 +10,8 @@ from harness.running import ENDED, child, hurry, make_trace, wait_until
 
 from pgsched.worker import ExitCode
 
+pytestmark = pytest.mark.one_server
+
 
 @pytest.fixture
 def app(dsn: str) -> Any:

@@ -13,6 +13,8 @@ from harness.running import ENDED, ended, work_until, working
 import pgsched
 from pgsched.worker import ExitCode
 
+pytestmark = pytest.mark.one_server
+
 
 @pytest.fixture
 def app(dsn: str) -> Any:

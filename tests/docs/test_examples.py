@@ -16,6 +16,8 @@ from pgsched.worker.child import ChildWorker
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.one_server
+
 
 def block(page: str, language: str, position: int = 0) -> str:
     """A fenced block of a page."""

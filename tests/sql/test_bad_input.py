@@ -390,6 +390,13 @@ def test_a_claim_asks_for_as_many_as_it_says_and_for_one_when_it_says_nothing(be
         assert len(bed.call("claim", {"worker_id": bed.worker, "want": json.dumps(lanes | {"max_jobs": 2})})) == 2
 
 
+@pytest.mark.parametrize("silent_s", ["NaN", "0", "-1", "59.9", None])
+def test_only_a_silence_long_enough_is_a_ground_to_rescue(bed: Bed, silent_s: str | None) -> None:
+    arguments = {"worker_id": bed.dead, "generation": "0"}
+    assert bed.throw("rescue", arguments | {"silent_s": silent_s}) == "PGS09"
+    assert bed.throw("rescue", arguments | {"silent_s": "60"}) == "taken"
+
+
 # ---- What a refusal says -------------------------------------------------------------------------------------------
 
 JOB = {"task": "t", "queue": "q"}

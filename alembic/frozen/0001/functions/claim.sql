@@ -53,18 +53,18 @@ begin
         perform refuse('PGS09', 'claim: want must have an array "lanes" of queues and priorities, and whole numbers "max_jobs" and "free_slots" of at least 0',
             'For example {"lanes": [{"queue": "mail", "priority": 5}], "max_jobs": 10}.');
     end if;
-    room := coalesce((want ->> 'max_jobs')::integer, 1);
-    slots := coalesce((want ->> 'free_slots')::integer, room);
+    room := coalesce(nullif(want -> 'max_jobs', 'null')::integer, 1);
+    slots := coalesce(nullif(want -> 'free_slots', 'null')::integer, room);
     if t < me.not_before then
         return query select null::integer, null::bigint, null::bigint, null::bigint, null::integer, null::text, null::jsonb,
             null::interval, jsonb_build_object('not_before', me.not_before);
         return;
     end if;
     for a_lane in
-        select (l.n - 1)::integer as n, l.lane ->> 'queue' as queue, (l.lane ->> 'priority')::smallint as priority
+        select (l.n - 1)::integer as n, l.lane ->> 'queue' as queue, (l.lane -> 'priority')::smallint as priority
         from jsonb_array_elements(want -> 'lanes') with ordinality l (lane, n)
         -- (This probe spares an empty lane the start of the larger statement below.)
-        where exists (select from ready r where r.queue = l.lane ->> 'queue' and r.priority = (l.lane ->> 'priority')::smallint)
+        where exists (select from ready r where r.queue = l.lane ->> 'queue' and r.priority = (l.lane -> 'priority')::smallint)
     loop
         exit when room <= 0;
         with picked as (

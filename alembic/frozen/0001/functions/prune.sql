@@ -7,15 +7,16 @@ language plpgsql security definer
 set search_path from current
 as $$
 declare
-    before timestamptz := clock_timestamp() - older_than;
+    before timestamptz;
     candidates bigint[];
     pruned bigint[];
 begin
     perform require_read_committed();
-    if older_than is null or older_than < interval '0' or n is null or n < 1 then
+    if older_than is null or older_than not between interval '0' and interval '1000 years' or n is null or n < 1 then
         perform refuse('PGS09', format('prune: older_than is %s and n is %s', coalesce(older_than::text, 'null'), coalesce(n::text, 'null')),
-            'Give an interval of at least 0 and a number of at least 1, for example prune(''30 days'').');
+            'Give an interval of 0 to 1000 years and a number of at least 1, for example prune(''30 days'').');
     end if;
+    before := clock_timestamp() - older_than;
     if not pg_try_advisory_xact_lock(lock_class(), 4) then
         return -1;
     end if;

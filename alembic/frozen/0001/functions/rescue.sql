@@ -34,7 +34,7 @@ declare
     patience interval;
 begin
     if certified is not true then
-        if silent_s is null then
+        if silent_s is null or silent_s = 'NaN' then
             perform refuse('PGS09', format('rescue: nobody certifies that worker %s is dead', worker_id),
                 'A free lock alone proves nothing about the process: reap it with all its children, then pass certified => true.');
         end if;

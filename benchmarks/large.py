@@ -1,0 +1,140 @@
+"""Claims and lists beside many other jobs: what they take on small tables and on large ones, on every Postgres found.
+
+    python benchmarks/large.py [--rows 1000000] [--times 200] [--pg 18]
+
+Each Postgres is one of its own (fsync on, in a temporary folder: TMPDIR says on which disk). It gets as many ready, waiting
+(scheduled far ahead) and finished jobs as --rows says, by SQL that fills the tables directly; half of each for the lists. A
+claim of 100 jobs is timed with its commit, and finished outside the time. Figures of a shared machine: read the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from pgsched import embedded, migrate
+from pgsched.embedded import Binaries, all_binaries
+
+Session = psycopg.Connection[dict[str, Any]]
+
+# Jobs number %(start)s + 1 to %(start)s + 3 * %(n)s. One in 100,000 is in the queue "rare", one in 10 in "other".
+FILL = """
+create temp table plan on commit drop as
+    select i, case when i %% 100000 = 7 then 'rare' when i %% 10 = 1 then 'other' else 'mail' end as queue
+    from generate_series(1, %(n)s) i;
+insert into job (id, task, queue, args)
+    select %(start)s + i + k * %(n)s, 'send', queue, jsonb_build_object('i', i, 'to', 'somebody@example.org')
+    from plan, generate_series(0, 2) k;
+insert into ready (queue, priority, job_id) select queue, 5, %(start)s + i from plan order by i;
+insert into waiting (job_id, queue, reason, run_at)
+    select %(start)s + i + %(n)s, queue, 'scheduled', now() + interval '1 year' + i * interval '1 s' from plan;
+insert into finished (job_id, queue, state, claim_id, attempt, worker_id, started_at, finished_at)
+    select %(start)s + i + 2 * %(n)s, queue, case when i %% 100 = 7 then 'failed' else 'succeeded' end, i, 1, 1,
+        now(), now()
+    from plan;
+select setval('job_id_seq', %(start)s + 3 * %(n)s);
+"""
+INFO = {
+    "protocol": 1, "name": "bench", "host": "here", "pid": 1, "app": "bench", "queues": ["mail"], "concurrency": 100,
+    "version": "0", "rescue_after_s": 60,
+}  # fmt: skip
+WANT = {"lanes": [{"queue": "mail", "priority": 5}], "max_jobs": 100, "free_slots": 100}
+LISTS = list(product(("ready", "scheduled", "succeeded", "failed", "running"), ("mail", "rare", "none")))
+
+
+class Bench:
+    """One server, one worker's session on it, and how many jobs were filled in."""
+
+    def __init__(self, dsn: str) -> None:
+        self.session: Session = psycopg.connect(dsn, autocommit=True, row_factory=dict_row)
+        self.worker = self.rows("select worker_id from pgsched.attach(%s)", json.dumps(INFO))[0]["worker_id"]
+        self.filled = 0
+
+    def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        return self.session.execute(query, values).fetchall()
+
+    def fill(self, n: int) -> None:
+        """Add n ready, n waiting and n finished jobs."""
+        with self.session.transaction(), psycopg.ClientCursor(self.session) as cursor:
+            cursor.execute("set local search_path = pgsched, pg_temp")
+            cursor.execute(FILL, {"n": n, "start": self.filled * 3})
+        self.filled += n
+
+    def claim(self, times: int) -> Iterator[float]:
+        """Milliseconds of claims of 100 jobs; they are finished outside the time."""
+        for _ in range(times):
+            took, jobs = self.timed("select * from pgsched.claim(%s, %s)", self.worker, json.dumps(WANT))
+            assert len(jobs) == 100, f"{len(jobs)} jobs came"
+            yield took
+            ended = [{"job_id": job["job_id"], "claim_id": job["claim_id"], "outcome": "succeeded"} for job in jobs]
+            self.rows("select * from pgsched.finish(%s, %s)", self.worker, json.dumps(ended))
+
+    def listed(self, times: int, state: str | None, queue: str | None) -> Iterator[float]:
+        """Milliseconds of lists of 50 jobs."""
+        for _ in range(times):
+            yield self.timed("select * from pgsched.list_jobs(state => %s, queue => %s)", state, queue)[0]
+
+    def timed(self, query: str, *values: Any) -> tuple[float, list[dict[str, Any]]]:
+        began = time.perf_counter()
+        rows = self.rows(query, *values)
+        return (time.perf_counter() - began) * 1000, rows
+
+
+def measure(binaries: Binaries, n: int, times: int) -> Iterator[tuple[str, list[float]]]:
+    """What was measured, and its milliseconds."""
+    with tempfile.TemporaryDirectory(prefix="pgsched-bench-") as folder:
+        Path(folder).chmod(0o755)
+        with embedded.start(Path(folder) / "data", binaries=binaries) as server:
+            migrate.upgrade(server.dsn)
+            bench = Bench(server.dsn)
+            assert bench.rows("show fsync") == [{"fsync": "on"}]
+            small = min(n // 2, 200 * times)
+            bench.fill(small)
+            yield f"claim of 100, {small:,} ready, waiting, finished", list(bench.claim(times))
+            bench.fill(n // 2 - small)
+            of = f"of {3 * (n // 2):,} jobs"
+            lists = {(state, queue): list(bench.listed(times // 10, state, queue)) for state, queue in LISTS}
+            yield f"list by state and queue {of}", [took for times_of in lists.values() for took in times_of]
+            worst = max(lists, key=lambda key: statistics.median(lists[key]))
+            yield f"   its slowest: {worst[0]}, {worst[1]}", lists[worst]
+            rare = [took for (_, queue), times_of in lists.items() if queue == "rare" for took in times_of]
+            yield "   by state and the rare queue", rare
+            yield f"list by queue {of}", list(bench.listed(times // 10, None, "mail"))
+            yield f"list by state {of}", list(bench.listed(times // 10, "failed", None))
+            bench.fill(n - n // 2)
+            yield f"claim of 100, {n:,} ready, waiting, finished", list(bench.claim(times))
+            bench.session.execute("vacuum (analyze)")
+            yield "   the same after vacuum and analyze", list(bench.claim(times))
+            bench.session.close()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rows", type=int, default=1_000_000, help="ready, waiting and finished jobs each")
+    parser.add_argument("--times", type=int, default=200, help="how often a claim is timed; a list a tenth of it")
+    parser.add_argument("--pg", type=int, help="this major version only")
+    given = parser.parse_args()
+    if given.rows < 400 * given.times or given.times < 10:
+        parser.error("--rows must be at least 400 times --times, and --times at least 10")
+    print(f"{'milliseconds':62}{'median':>9}{'95 %':>9}{'max':>9}")
+    for binaries in all_binaries():
+        if given.pg in (None, binaries.major):
+            print(f"Postgres {binaries.version}")
+            for what, took in measure(binaries, given.rows, given.times):
+                p95 = statistics.quantiles(took, n=20, method="inclusive")[-1]
+                print(f"  {what:60}{statistics.median(took):>9.2f}{p95:>9.2f}{max(took):>9.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
