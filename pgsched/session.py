@@ -34,11 +34,12 @@ BROKEN = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
     psycopg.NotSupportedError,
+    psycopg.InternalError,
     OSError,
     NoSession,
 )
 """What a session raises when it has ended, or must be made anew (NotSupportedError: a migration has changed what a prepared
-statement answers, and a new connection has none)."""
+statement answers, and a new connection has none; InternalError: psycopg's own, when a connection ends amid an answer)."""
 
 TRY_AGAIN = (
     psycopg.errors.LockNotAvailable,
@@ -218,22 +219,32 @@ class WorkSession:
 
     async def call(self, call: Call[T]) -> T:
         """Send a call. Raises one of BROKEN when the session is gone (it is closed then; its answer may be lost)."""
-        if self._connection is None:
+        connection = self._connection
+        if connection is None:
             raise psycopg.OperationalError("the work session is closed")
         try:
-            return await arun(self._connection, call)
+            answer = await arun(connection, call)
         except BROKEN as error:
-            if isinstance(error, TRY_AGAIN) and not self._connection.broken:
+            if isinstance(error, TRY_AGAIN) and not connection.broken:
                 raise
-            await self.close()
+            await self._end(connection)
             raise
         except asyncio.CancelledError:
-            await self.close()
+            await self._end(connection)
             raise
+        if self._connection is not connection:
+            # Closed while this waited: reconcile may have given back what the answer names, so the answer is void.
+            raise psycopg.OperationalError("the work session was closed before its answer was read")
+        return answer
 
     async def close(self) -> None:
         """Close it for good: its number is among the ended ones from now on."""
         if self._connection is not None:
+            await self._end(self._connection)
+
+    async def _end(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Close this connection, unless another has taken its place."""
+        if self._connection is connection:
             self._ended.append(self.number)
-            connection, self._connection = self._connection, None
-            await connection.close()
+            self._connection = None
+        await connection.close()

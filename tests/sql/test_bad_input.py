@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 CAMPAIGN = bool(os.environ.get("PGSCHED_CAMPAIGN"))
 EXAMPLES = settings(
-    max_examples=5_000 if CAMPAIGN else 30, derandomize=not CAMPAIGN, deadline=None, database=None, print_blob=False
+    max_examples=1_000 if CAMPAIGN else 25, derandomize=not CAMPAIGN, deadline=None, database=None, print_blob=False
 )
 
 Arguments = dict[str, Any]
@@ -328,7 +328,7 @@ def test_a_function_takes_any_value_or_refuses_it_without_a_trace(bed: Bed, func
 def test_enqueue_many_takes_any_batch_whole_or_refuses_it_whole(bed: Bed) -> None:
     answers: Counter[str] = Counter()
 
-    @settings(EXAMPLES, max_examples=20_000 if CAMPAIGN else 120)
+    @settings(EXAMPLES, max_examples=5_000 if CAMPAIGN else 100)
     @given(jobs())
     def throw(batch: Any) -> None:
         answers[bed.throw("enqueue_many", {"jobs": json.dumps(batch)})] += 1

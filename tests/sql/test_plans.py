@@ -288,7 +288,7 @@ def found_in(session: Watched, scenario: Scenario) -> list[str]:
 def test_a_hot_call_reads_by_index_what_it_needs_and_no_more(watched: Watched, name: str, mode: LiteralString) -> None:
     watched.connection.execute(sql.SQL("set plan_cache_mode = {}").format(mode))
     once = mode != "auto" or name.startswith("list")  # auto decides after five executions, and a list has as many
-    for _ in range(1 if once else 7):
+    for _ in range(1 if once else 6):
         found = found_in(watched, SCENARIOS[name])
         assert not found, "\n".join(found)
     for function, tables in SCENARIOS[name].scans.items():
