@@ -221,6 +221,27 @@ GUARDS = [
         "tests/races/test_enqueue_waits_for_nobody.py::test_sequences_hand_out_one_number_at_a_time",
     ),
     Guard(
+        "a leader proves its lock, not its memory (R19)",
+        "sql/functions/lead.sql",
+        "if mine is null or not exists (select from leader l where l.backend_pid = pg_backend_pid())",
+        "if mine is null",
+        "tests/races/test_leader.py::test_a_leader_whose_session_has_ended_cannot_write_and_the_next_leads",
+    ),
+    Guard(
+        "silence lasts as long as the worker said (R7)",
+        "sql/functions/rescue.sql",
+        "if not silent_s >= extract(epoch from patience) then",
+        "if false then",
+        "tests/races/test_leader.py::test_rescue_after_silence_is_the_leaders_alone_and_waits_as_long_as_the_worker_said",
+    ),
+    Guard(
+        "another generation breaks a silence (R10)",
+        "sql/functions/rescue.sql",
+        "w.generation is distinct from rescue.generation",
+        "false",
+        "tests/races/test_leader.py::test_a_worker_that_attached_again_is_not_rescued_on_its_former_silence",
+    ),
+    Guard(
         "a list by state and queue goes by its index (R40)",
         "sql/schema/030_states.sql",
         "create index finished_list on finished (queue, state, job_id);",
