@@ -8,6 +8,7 @@ the worker attaches again under the same identity, unless its jobs were taken fr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -51,7 +52,11 @@ TRY_AGAIN = (
 
 _READ_COMMITTED = "set default_transaction_isolation = 'read committed'"
 _SETTINGS = _READ_COMMITTED + "; set lock_timeout = '800ms'; set intervalstyle = 'postgres'; {more}"
-_WORK = "set statement_timeout = '60s'; set idle_in_transaction_session_timeout = '60s'"
+# (A work session holds the worker's lock as well: one that a frozen process left idle must not keep it for ever.)
+_WORK = "set statement_timeout = '60s'; set idle_in_transaction_session_timeout = '60s'; set idle_session_timeout = '{silence}ms'"
+_ANSWER_S = 75.0
+"""How long a work session waits for an answer: longer than the server lets a statement run. A COMMIT may take longer; then its
+outcome is sent again on a new session, and the server knows whether it had been done."""
 _LEASE = "set statement_timeout = '{bound}ms'; set idle_session_timeout = '{silence}ms'"
 
 
@@ -126,7 +131,7 @@ class Identity:
 
     async def open_session(self) -> tuple[psycopg.AsyncConnection[Any], int]:
         """A new work session and its number."""
-        connection = await self.connect("work", _WORK)
+        connection = await self.connect("work", _WORK.format(silence=int(self.times.kill.total_seconds() * 1000)))
         try:
             connection.adapters.register_loader("jsonb", RawJson)
             self._next_no += 1
@@ -206,6 +211,7 @@ class WorkSession:
         self._identity = identity
         self._ended = ended
         self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._in_flight = 0
         self.number = 0
 
     @property
@@ -222,8 +228,13 @@ class WorkSession:
         connection = self._connection
         if connection is None:
             raise psycopg.OperationalError("the work session is closed")
+        self._in_flight += 1
         try:
-            answer = await arun(connection, call)
+            async with asyncio.timeout(_ANSWER_S):
+                answer = await arun(connection, call)
+        except TimeoutError:
+            await self._end(connection)
+            raise psycopg.OperationalError(f"no answer came in {_ANSWER_S:.0f} s") from None
         except BROKEN as error:
             if isinstance(error, TRY_AGAIN) and not connection.broken:
                 raise
@@ -232,15 +243,28 @@ class WorkSession:
         except asyncio.CancelledError:
             await self._end(connection)
             raise
+        finally:
+            self._in_flight -= 1
         if self._connection is not connection:
             # Closed while this waited: reconcile may have given back what the answer names, so the answer is void.
             raise psycopg.OperationalError("the work session was closed before its answer was read")
         return answer
 
     async def close(self) -> None:
-        """Close it for good: its number is among the ended ones from now on."""
-        if self._connection is not None:
-            await self._end(self._connection)
+        """Close it for good: its number is among the ended ones from now on.
+
+        While somebody waits for an answer on it, only its socket is shut down, which wakes him, and he closes it: a libpq
+        connection must not be freed under a call.
+        """
+        if (connection := self._connection) is None:
+            return
+        if not self._in_flight:
+            await self._end(connection)
+            return
+        self._ended.append(self.number)
+        self._connection = None
+        with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as link:
+            link.shutdown(socket.SHUT_RDWR)
 
     async def _end(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Close this connection, unless another has taken its place."""

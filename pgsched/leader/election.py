@@ -8,11 +8,11 @@ import json
 import logging
 import os
 import socket
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 
-from pgsched.calls import Calls
+from pgsched.calls import Call, Calls
 from pgsched.dsn import unreachable
 from pgsched.errors import ConnectError, NotLeader, PgschedError, WorkerAlive
 from pgsched.lease import Silence, now
@@ -20,10 +20,13 @@ from pgsched.loop import wait_any
 from pgsched.run import arun
 from pgsched.session import BROKEN, TRY_AGAIN, persist
 
+T = TypeVar("T")
 log = logging.getLogger("pgsched.leader")
 
 ROUND_S = 1.0
 """How often a standby tries, and how often a leader does its round."""
+
+_ANSWER_S = 3.0
 
 OVERDUE_S = 10.0
 """A duty that has not succeeded for so long makes the leader give way."""
@@ -58,6 +61,14 @@ class Leader:
         self.term: int | None = None
         self._done: dict[str, float] = {}
 
+    async def _ask(self, connection: psycopg.AsyncConnection[Any], call: Call[T]) -> T:
+        """Send a call; a link on which no answer comes is lost (the server has ended the session, or will)."""
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                return await arun(connection, call)
+        except TimeoutError:
+            raise psycopg.OperationalError(f"no answer came in {_ANSWER_S:.0f} s") from None
+
     async def run(self, stop: asyncio.Event) -> None:
         """Stand for election until `stop`; then resign first, so that the next one leads at once."""
         while not stop.is_set():
@@ -82,7 +93,7 @@ class Leader:
             raise unreachable(self._dsn, error) from error
         try:
             await connection.execute(_BOUNDS)
-            channel = await arun(connection, self._calls.channel())
+            channel = await self._ask(connection, self._calls.channel())
             await connection.execute(f"listen {channel}_leader")
         except BaseException:
             await connection.close()
@@ -92,11 +103,11 @@ class Leader:
     async def _stand(self, connection: psycopg.AsyncConnection[Any], stop: asyncio.Event) -> None:
         while not stop.is_set():
             # A try that returns at once: between tries a standby holds no snapshot, which would stop vacuum.
-            self.term = await arun(connection, self._calls.lead(json.dumps(self._info)))
+            self.term = await self._ask(connection, self._calls.lead(json.dumps(self._info)))
             if self.term is not None:
                 log.info("leading: term %s", self.term)
                 reason = await self._reign(connection, stop)
-                await arun(connection, self._calls.resign(reason))
+                await self._ask(connection, self._calls.resign(reason))
                 log.info("term %s has ended: %s", self.term, reason)
                 self.term = None
                 if stop.is_set():
@@ -109,7 +120,7 @@ class Leader:
         silence = Silence()
         self._done = dict.fromkeys(("beat", "rescue", "stage"), now())
         while True:
-            beat = await arun(connection, self._calls.leader_beat())
+            beat = await self._ask(connection, self._calls.leader_beat())
             self._done["beat"] = now()
             await self._duty("rescue", self._rescue(connection, silence, beat["silent"]))
             await self._duty("stage", self._stage(connection))
@@ -140,13 +151,13 @@ class Leader:
         seen = [(row["worker_id"], row["generation"], float(row["rescue_after_s"])) for row in silent]
         for worker_id, generation, seconds in silence.look(now(), seen):
             with contextlib.suppress(WorkerAlive):  # it has attached again: its silence begins anew
-                answer = await arun(connection, self._calls.rescue_silent(worker_id, generation, seconds))
+                answer = await self._ask(connection, self._calls.rescue_silent(worker_id, generation, seconds))
                 log.warning(
                     "worker %s was silent for %.1f s: %s of its jobs went back", worker_id, seconds, answer["moved"]
                 )
 
     async def _stage(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        await arun(connection, self._calls.stage(1000))
+        await self._ask(connection, self._calls.stage(1000))
 
     async def _heard(self, connection: psycopg.AsyncConnection[Any], stop: asyncio.Event) -> set[str]:
         """Wait for the next round, or for word about the leadership, or `stop`; what was heard."""

@@ -47,8 +47,11 @@ class Watchdog:
             if order is Order.WORK:
                 told = False
             elif order is Order.DIE and self._running():
-                log.critical("the lease is dead and %s handlers still run: this process ends now", self._running())
-                logging.shutdown()
+                # (Said by a thread of its own: a log that nobody reads may block, and nothing may keep this process alive.)
+                word = ("the lease is dead and %s handlers still run: this process ends now", self._running())
+                saying = threading.Thread(target=log.critical, args=word, daemon=True)
+                saying.start()
+                saying.join(0.2)
                 os._exit(_LEASE_LOST)
             elif not told:
                 told = True

@@ -108,6 +108,24 @@ def test_a_worker_killed_with_its_parent_is_rescued_by_another_workers_leader(ds
     assert rows[0] >= 1
 
 
+def test_a_frozen_workers_jobs_run_elsewhere_and_its_own_end_is_not_accepted(dsn: str, connection: Any) -> None:
+    make_trace(dsn)
+    job_id = enqueue(connection, task="sleeps", queue="tests", args={"seconds": 1.0})[0]
+    with child(dsn, "--lease", "1", "--kill", "1.5") as frozen:
+        wait_until(dsn, "exists (select from trace where what = 'began')")
+        assert frozen.process is not None
+        frozen.process.send_signal(signal.SIGSTOP)
+        try:
+            with child(dsn, "--lease", "1", "--kill", "1.5") as other:
+                wait_until(dsn, ended(job_id))
+                assert other.stop() == ExitCode.OK
+        finally:
+            frozen.process.send_signal(signal.SIGCONT)
+        assert frozen.process.wait(20) in (ExitCode.RESCUED, ExitCode.LEASE_LOST)
+    assert connection.execute("select state, attempt from pgsched.jobs").fetchall() == [("succeeded", 1)]
+    assert connection.execute("select state from pgsched.attempt_log").fetchall() == [("lost",)]
+
+
 def test_an_outage_longer_than_the_lease_stops_handlers_and_charges_nobody(dsn: str, connection: Any, server: Any) -> None:
     with working(apps.app, dsn, lease=SHORT) as worker:
         job = apps.sleeps_a_little.enqueue(60)
