@@ -364,8 +364,9 @@ def run_worker(app: App, settings: Settings | None = None, *, restore_signals: b
             for number in signals:
                 asyncio.get_running_loop().remove_signal_handler(number)
                 signal.signal(number, signal.SIG_IGN)
-        if code is ExitCode.STILL_RUNNING:
-            logging.shutdown()
+        if worker.ledger.active:
+            # Whatever the reason for the end: a thread that still runs must not outlive the watchdog, since its job may be
+            # given to another worker.
             os._exit(code)
         return code
 
