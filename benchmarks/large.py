@@ -2,9 +2,10 @@
 
     python benchmarks/large.py [--rows 1000000] [--times 200] [--pg 18]
 
-Each Postgres is one of its own (fsync on, in a temporary folder: TMPDIR says on which disk). It gets as many ready, waiting
-(scheduled far ahead) and finished jobs as --rows says, by SQL that fills the tables directly; half of each for the lists. A
-claim of 100 jobs is timed with its commit, and finished outside the time. Figures of a shared machine: read the ratios.
+Each Postgres is one of its own (fsync on, in a temporary folder: TMPDIR says on which disk). It gets as many ready,
+waiting (scheduled far ahead) and finished jobs as --rows says, by SQL that fills the tables directly; half of each
+for the lists. A claim of 100 jobs is timed with its commit, and finished outside the time. Figures of a shared
+machine: read the ratios.
 """
 
 from __future__ import annotations
@@ -125,8 +126,8 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=200, help="how often a claim is timed; a list a tenth of it")
     parser.add_argument("--pg", type=int, help="this major version only")
     given = parser.parse_args()
-    if given.rows < 400 * given.times or given.times < 10:
-        parser.error("--rows must be at least 400 times --times, and --times at least 10")
+    if given.rows < 400 * given.times or given.times < 20:
+        parser.error("--rows must be at least 400 times --times, and --times at least 20")
     print(f"{'milliseconds':62}{'median':>9}{'95 %':>9}{'max':>9}")
     for binaries in all_binaries():
         if given.pg in (None, binaries.major):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 CAMPAIGN = bool(os.environ.get("PGSCHED_CAMPAIGN"))
 EXAMPLES = settings(
-    max_examples=1_000 if CAMPAIGN else 25, derandomize=not CAMPAIGN, deadline=None, database=None, print_blob=False
+    max_examples=1_000 if CAMPAIGN else 20, derandomize=not CAMPAIGN, deadline=None, database=None, print_blob=False
 )
 
 Arguments = dict[str, Any]
@@ -179,13 +179,16 @@ def make_bed(connection: psycopg.Connection[Any]) -> Bed:
 # (Surrogates and NULs come in the JSON texts alone: psycopg itself keeps them out of the others.)
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 ODD_TEXTS = [
-    "", " ", "mail", "x" * 101, "é" * 500, "😀" * 501, "x" * 10_000, "\u202e", "a'b\"c\\", "%s %I", "{a,b}", "{{a},{b}}",
-    "[0:1]={a,b}", "NaN", "Infinity", "-Infinity", "infinity", "-infinity", "now", "epoch", "null", "1e400", "0x10",
-    "9999-01-01", "9998-12-31 23:59:59.999999+00", "0001-01-01 00:00+00", "0001-01-01 BC", "4713-01-01 BC", "294276-12-31",
+    "", " ", "mail", "x" * 101, "é" * 500, "😀" * 501, "x" * 10_000, "\u202e", "a'b\"c\\", "%s %I", "{a,b}",
+    "{{a},{b}}", "[0:1]={a,b}", "NaN", "Infinity", "-Infinity", "infinity", "-infinity", "now", "epoch",
+    "null", "1e400", "0x10",
+    "9999-01-01", "9998-12-31 23:59:59.999999+00", "0001-01-01 00:00+00", "0001-01-01 BC", "4713-01-01 BC",
+    "294276-12-31",
     "178000000 years", "-178000000 years", "1 microsecond", "-1 s", "12:00",
 ]  # fmt: skip
 ODD_NUMBERS: list[Any] = [
-    0, 1, -1, 5, 9, 10, 100, 101, 32767, 32768, 2**31 - 1, 2**31, -(2**31), 2**44, 2**53, 2**63 - 1, 2**63, -(2**63), 10**400,
+    0, 1, -1, 5, 9, 10, 100, 101, 32767, 32768, 2**31 - 1, 2**31, -(2**31), 2**44, 2**53, 2**63 - 1, 2**63, -(2**63),
+    10**400,
     0.5, 1.5, -0.0, 1e-9, 5e-324, 0.0005, 3155760000, 3155760000.1, 1e15, 1e308, -1e308,
 ]  # fmt: skip
 numbers = st.sampled_from(ODD_NUMBERS) | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -264,7 +267,8 @@ def good(bed: Bed, function: str) -> dict[str, st.SearchStrategy[Any]]:
     claims = one_of("{}", str([claim for _, claim in bed.claims[:4]]).replace("[", "{").replace("]", "}"))
     values: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "enqueue": {
-            "task": one_of("send"), "queue": one_of("mail", "new"), "args": one_of('{"a": 1}'), "priority": one_of("0", "9"),
+            "task": one_of("send"), "queue": one_of("mail", "new"), "args": one_of('{"a": 1}'),
+            "priority": one_of("0", "9"),
             "run_at": one_of(None, "2222-01-01"), "delay": one_of(None), "expires_at": one_of(None, "9998-12-31"),
             "max_attempts": one_of("1", "2147483647"), "timeout": one_of(None, "1 h"), "tags": one_of(None, ["a"]),
             "metadata": one_of(None, "{}"), "unique_key": one_of(None, "held", "new"), "secret": one_of(None, ["a"]),
@@ -328,7 +332,7 @@ def test_a_function_takes_any_value_or_refuses_it_without_a_trace(bed: Bed, func
 def test_enqueue_many_takes_any_batch_whole_or_refuses_it_whole(bed: Bed) -> None:
     answers: Counter[str] = Counter()
 
-    @settings(EXAMPLES, max_examples=5_000 if CAMPAIGN else 100)
+    @settings(EXAMPLES, max_examples=5_000 if CAMPAIGN else 80)
     @given(jobs())
     def throw(batch: Any) -> None:
         answers[bed.throw("enqueue_many", {"jobs": json.dumps(batch)})] += 1
@@ -341,7 +345,7 @@ def test_values_are_thrown_at_every_parameter_of_every_public_function(shared: p
     found = shared.execute(
         """select p.proname, p.proargnames[:p.pronargs], p.proargtypes::regtype[]::text[]
         from pg_proc p where p.pronamespace = 'pgsched'::regnamespace and p.pronargs > 0
-            and p.proname in (select name from pgsched.access_list() where kind = 'function' union all values ('grant_access'))"""
+            and (p.proname = 'grant_access' or p.proname in (select name from pgsched.access_list()))"""
     ).fetchall()
     long_names = {"timestamptz": "timestamp with time zone"}
     assert {name: dict(zip(names, types, strict=True)) for name, names, types in found} == {

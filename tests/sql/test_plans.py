@@ -46,7 +46,8 @@ insert into job (id, task, queue, priority, unique_key)
     union all select i + 2 * %(rows)s, 'send', queue, 5, null from plan
     union all select i + 3 * %(rows)s, 'send', queue, 5, null from plan where i <= %(running)s;
 insert into ready (queue, priority, job_id, expires_at)
-    select queue, case when i <= %(rows)s / 2 then 8 else 5 end, i, case when i %% 7 = 0 then now() + interval '1 year' end
+    select queue, case when i <= %(rows)s / 2 then 8 else 5 end, i,
+        case when i %% 7 = 0 then now() + interval '1 year' end
     from plan order by i;
 insert into waiting (job_id, queue, reason, run_at, expires_at)
     select i + %(rows)s, queue,
