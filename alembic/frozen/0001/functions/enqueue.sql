@@ -204,6 +204,8 @@ comment on function check_jobs(new_job[], timestamptz) is 'Refuses the first job
 create or replace function take_keys(given new_job[], ids bigint[]) returns bigint[]
 language plpgsql
 set search_path from current
+set enable_seqscan = off
+set enable_bitmapscan = off
 as $$
 declare
     answers bigint[];

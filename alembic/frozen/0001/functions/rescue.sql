@@ -72,7 +72,7 @@ begin
             'reason', format('worker %s died while it held the job (lost attempts: %s)', $1, r.lost_attempts::bigint + 1)) order by r.job_id)
         from (
             select * from running r
-            where r.worker_id = $1 and r.job_id > above
+            where r.worker_id = $1 and r.job_id > coalesce(above, 0)
             order by r.job_id
             limit n
             for update skip locked
