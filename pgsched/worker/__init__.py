@@ -4,6 +4,7 @@
 together and ends them in the right order.
 """
 
-from pgsched.worker.lifecycle import ExitCode, Settings, Worker, run_worker
+from pgsched.worker.exit_code import ExitCode
+from pgsched.worker.lifecycle import Settings, Worker, run_worker
 
 __all__ = ["ExitCode", "Settings", "Worker", "run_worker"]

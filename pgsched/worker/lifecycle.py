@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import itertools
 import logging
 import os
@@ -25,6 +24,7 @@ from pgsched.run import arun
 from pgsched.session import BROKEN, TRY_AGAIN, Identity, describe, persist
 from pgsched.worker.exchange import Exchange, Ledger
 from pgsched.worker.executor import Claimed, Executor
+from pgsched.worker.exit_code import ExitCode
 from pgsched.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -34,21 +34,6 @@ log = logging.getLogger("pgsched.worker")
 
 _CANCEL_GRACE = 10.0
 _HURRIED_GRACE = 1.0
-
-
-class ExitCode(enum.IntEnum):
-    """What a worker process ends with."""
-
-    OK = 0
-    """It stopped with nothing left running."""
-    ERROR = 1
-    """It could not start, or its code failed."""
-    STILL_RUNNING = 3
-    """It stopped while a handler (a thread, or one that swallows its cancellation) still ran; the job stays in running."""
-    LEASE_LOST = 5
-    """Its lease had been dead for longer than `kill` and a handler still ran: the process ended itself at once."""
-    RESCUED = 4
-    """Its jobs had been taken from it; it stopped its handlers and ended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ import threading
 from collections.abc import Callable
 
 from pgsched.lease import Lease, Order, now
+from pgsched.worker.exit_code import ExitCode
 
 log = logging.getLogger("pgsched.worker")
 
 _LOOK_S = 0.1
-_LEASE_LOST = 5
 
 
 class Watchdog:
@@ -52,7 +52,7 @@ class Watchdog:
                 saying = threading.Thread(target=log.critical, args=word, daemon=True)
                 saying.start()
                 saying.join(0.2)
-                os._exit(_LEASE_LOST)
+                os._exit(ExitCode.LEASE_LOST)
             elif not told:
                 told = True
                 self._loop.call_soon_threadsafe(self._expired)
