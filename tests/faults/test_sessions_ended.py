@@ -34,7 +34,7 @@ def test_every_job_runs_once_while_sessions_are_ended_at_random(dsn: str, connec
             )
             ended += cursor.rowcount
             time.sleep(0.1)
-        wait_until(dsn, ENDED)
+        wait_until(dsn, ENDED, patience_s=300.0 if FULL else 30.0)
         assert (one.stop(), two.stop()) == (0, 0)
     assert ended > 20
     assert connection.execute("select distinct state, attempt from pgsched.jobs").fetchall() == [("succeeded", 1)]

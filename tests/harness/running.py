@@ -84,9 +84,9 @@ def work_until(app: App, dsn: str, condition: str, **options: Any) -> ExitCode:
     return state.code
 
 
-def wait_until(dsn: str, condition: str, over: Callable[[], bool] = lambda: False) -> None:
-    """Wait until the SQL `condition` is true. Fails after 30 s, or when `over()` says that it never will be."""
-    deadline = time.monotonic() + PATIENCE_S
+def wait_until(dsn: str, condition: str, over: Callable[[], bool] = lambda: False, *, patience_s: float = PATIENCE_S) -> None:
+    """Wait until the SQL `condition` is true. Fails after `patience_s`, or when `over()` says that it never will be."""
+    deadline = time.monotonic() + patience_s
     with psycopg.connect(dsn, autocommit=True) as connection:
         while not connection.execute(f"select {condition}").fetchone()[0]:  # type: ignore[index]
             assert time.monotonic() < deadline, f"never true: {condition}\n{_jobs(connection)}"
