@@ -4,8 +4,8 @@
 
 Each Postgres is one of its own (fsync on, in a temporary folder: TMPDIR says on which disk). It gets as many ready,
 waiting (scheduled far ahead) and finished jobs as --rows says, by SQL that fills the tables directly; half of each
-for the lists. A claim of 100 jobs is timed with its commit, and finished outside the time. Figures of a shared
-machine: read the ratios.
+for the lists. A claim of 100 jobs is timed as a call and with its commit, and finished outside the time; in turn with it
+the floor is timed: the same moves of rows in one bare statement. Figures of a shared machine: read the ratios.
 """
 
 from __future__ import annotations
@@ -50,6 +50,25 @@ INFO = {
     "version": "0", "rescue_after_s": 60,
 }  # fmt: skip
 WANT = {"lanes": [{"queue": "mail", "priority": 5}], "max_jobs": 100, "free_slots": 100}
+CLAIM = "select * from pgsched.claim(%s, %s::jsonb)"
+FLOOR = """
+with picked as (
+    delete from pgsched.ready where ctid = any (array(
+        select ctid from pgsched.ready where queue = 'mail' and priority = 5 order by position limit 100 for update skip locked))
+    returning job_id, queue, attempt
+), entered as (
+    insert into pgsched.running (job_id, claim_id, attempt, worker_id, session_no, queue, claimed_at, started_at)
+    select job_id, nextval('pgsched.claim_number'), attempt + 1, 1, 1, queue, now(), now() from picked
+    returning job_id, claim_id, attempt
+)
+select e.*, j.task, j.args, j.timeout from entered e join pgsched.job j on j.id = e.job_id
+"""
+PINNED = "set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_hashjoin = off; set local enable_mergejoin = off"
+FLOOR_ENDS = """
+with ended as (delete from pgsched.running where worker_id = 1 and session_no = 1 returning *)
+insert into pgsched.finished (job_id, queue, state, claim_id, attempt, finished_at)
+select job_id, queue, 'succeeded', claim_id, attempt, now() from ended
+"""
 LISTS = list(product(("ready", "scheduled", "succeeded", "failed", "running"), ("mail", "rare", "none")))
 
 
@@ -71,14 +90,29 @@ class Bench:
             cursor.execute(FILL, {"n": n, "start": self.filled * 3})
         self.filled += n
 
-    def claim(self, times: int) -> Iterator[float]:
-        """Milliseconds of claims of 100 jobs; they are finished outside the time."""
+    def claims(self, times: int, beside: str) -> Iterator[tuple[str, list[float]]]:
+        """Milliseconds of claims of 100 jobs, in turn with the floor; both are finished outside the time."""
+        took: dict[str, list[float]] = {}
         for _ in range(times):
-            took, jobs = self.timed("select * from pgsched.claim(%s, %s)", self.worker, json.dumps(WANT))
-            assert len(jobs) == 100, f"{len(jobs)} jobs came"
-            yield took
+            jobs = self.moved("claim of 100", took, CLAIM, self.worker, json.dumps(WANT))
             ended = [{"job_id": job["job_id"], "claim_id": job["claim_id"], "outcome": "succeeded"} for job in jobs]
             self.rows("select * from pgsched.finish(%s, %s)", self.worker, json.dumps(ended))
+            self.moved("   floor", took, FLOOR)
+            self.session.execute(FLOOR_ENDS)
+        return ((name.replace("100: call", f"100{beside}: call"), each) for name, each in took.items())
+
+    def moved(self, name: str, took: dict[str, list[float]], query: str, *values: Any) -> list[dict[str, Any]]:
+        """The 100 jobs that the query moves in a transaction; adds the milliseconds of the call and with the commit."""
+        with self.session.transaction():
+            self.session.execute(PINNED)
+            began = time.perf_counter()
+            rows = self.session.execute(query, values, prepare=True).fetchall()
+            called = time.perf_counter()
+        committed = time.perf_counter()
+        assert len(rows) == 100, f"{len(rows)} jobs came"
+        took.setdefault(f"{name}: call", []).append((called - began) * 1000)
+        took.setdefault(f"{name}: with commit", []).append((committed - began) * 1000)
+        return rows
 
     def listed(self, times: int, state: str | None, queue: str | None) -> Iterator[float]:
         """Milliseconds of lists of 50 jobs."""
@@ -99,9 +133,9 @@ def measure(binaries: Binaries, n: int, times: int) -> Iterator[tuple[str, list[
             migrate.upgrade(server.dsn)
             bench = Bench(server.dsn)
             assert bench.rows("show fsync") == [{"fsync": "on"}]
-            small = min(n // 2, 200 * times)
+            small = min(n // 2, 400 * times)
             bench.fill(small)
-            yield f"claim of 100, {small:,} ready, waiting, finished", list(bench.claim(times))
+            yield from bench.claims(times, f", {small:,} ready, waiting, finished")
             bench.fill(n // 2 - small)
             of = f"of {3 * (n // 2):,} jobs"
             lists = {(state, queue): list(bench.listed(times // 10, state, queue)) for state, queue in LISTS}
@@ -113,9 +147,9 @@ def measure(binaries: Binaries, n: int, times: int) -> Iterator[tuple[str, list[
             yield f"list by queue {of}", list(bench.listed(times // 10, None, "mail"))
             yield f"list by state {of}", list(bench.listed(times // 10, "failed", None))
             bench.fill(n - n // 2)
-            yield f"claim of 100, {n:,} ready, waiting, finished", list(bench.claim(times))
+            yield from bench.claims(times, f", {n:,} ready, waiting, finished")
             bench.session.execute("vacuum (analyze)")
-            yield "   the same after vacuum and analyze", list(bench.claim(times))
+            yield from bench.claims(times, ", the same after vacuum and analyze")
             bench.session.close()
 
 
@@ -126,8 +160,8 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=200, help="how often a claim is timed; a list a tenth of it")
     parser.add_argument("--pg", type=int, help="this major version only")
     given = parser.parse_args()
-    if given.rows < 400 * given.times or given.times < 20:
-        parser.error("--rows must be at least 400 times --times, and --times at least 20")
+    if given.rows < 1000 * given.times or given.times < 20:
+        parser.error("--rows must be at least 1,000 times --times, and --times at least 20")
     print(f"{'milliseconds':62}{'median':>9}{'95 %':>9}{'max':>9}")
     for binaries in all_binaries():
         if given.pg in (None, binaries.major):

@@ -61,38 +61,40 @@ begin
         return;
     end if;
     for a_lane in
-        select (l.n - 1)::integer as n, l.lane ->> 'queue' as queue, (l.lane -> 'priority')::smallint as priority
+        select (l.n - 1)::integer as n, l.lane ->> 'queue' as queue, (l.lane -> 'priority')::smallint as priority, f.first
         from jsonb_array_elements(want -> 'lanes') with ordinality l (lane, n)
-        -- (This probe spares an empty lane the start of the larger statement below.)
-        where exists (select from ready r where r.queue = l.lane ->> 'queue' and r.priority = (l.lane -> 'priority')::smallint)
+        -- Where the lane begins: an empty one is spared the larger statement below, which in turn need not walk again
+        -- over what was deleted before it. (What is committed below that in between is the next claim's.)
+        cross join lateral (
+            select r."position" as first from ready r
+            where r.queue = l.lane ->> 'queue' and r.priority = (l.lane -> 'priority')::smallint
+            order by r."position"
+            limit 1) f
     loop
         exit when room <= 0;
         with picked as (
             delete from ready
             where ctid = any (array(
                 select ctid from ready
-                where queue = a_lane.queue and priority = a_lane.priority
+                where queue = a_lane.queue and priority = a_lane.priority and "position" >= a_lane.first
                 order by "position"
                 limit room
                 for update skip locked))
             returning "position", job_id, queue, expires_at, attempt + 1 as attempt, lost_attempts,
                 (me.epoch << 44) | nextval('claim_number') as claim_id
         ),
-        in_order as materialized (
-            select p.*, row_number() over () as n from (select * from picked order by "position") p
-        ),
         entered as (
             insert into running (job_id, claim_id, attempt, lost_attempts, worker_id, session_no, queue, expires_at, claimed_at, started_at)
             select job_id, claim_id, attempt, lost_attempts, $1, me.session_no, queue,
-                expires_at, t, case when n <= slots then t end
-            from in_order
+                expires_at, t, case when slots >= room then t end
+            from picked
             on conflict (job_id) do nothing
             returning 1
         )
         select array_agg(job_id), array_agg(claim_id), array_agg("position"), array_agg(attempt), array_agg(lost_attempts),
             array_agg(expires_at), (select count(*) from entered)
         into jobs, claims, positions, attempts, losses, expiries, entered
-        from in_order;
+        from (select * from picked order by "position") p;
         continue when jobs is null;
         swept := entered < cardinality(jobs) or coalesce(t >= any (expiries), false);
         if swept then
@@ -111,9 +113,9 @@ begin
         if not swept and given < cardinality(jobs) then
             perform drop_unrunnable(me.tasks, t, jobs, claims, expiries);
         end if;
-        if given < cardinality(jobs) then
-            again := true;
-            -- Slots that were meant for what has been dropped go to the next.
+        again := again or given < cardinality(jobs);
+        if slots < room then
+            -- The first that are given out get the free slots.
             update running
             set started_at = t
             where started_at is null and job_id = any (array(
