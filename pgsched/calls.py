@@ -121,12 +121,6 @@ class Calls:
         """Make this database the home of its queue; the new epoch."""
         return self._call("select @adopt()", _scalar)
 
-    def worker_named(self, name: str) -> Call[list[int]]:
-        """The ids of the workers of this name whose life is not over."""
-        return self._call(
-            "select id from @workers where name = %(name)s and state in ('alive', 'silent')", _column, name=name
-        )
-
     def rescue(self, worker_id: int, begun: Sequence[int] | None, above: int = 0) -> Call[dict[str, int | None]]:
         """Put back jobs (with ids above `above`) of a worker that the caller has reaped: {"moved", "left", "last"}."""
         return self._call(
@@ -147,12 +141,15 @@ class Calls:
         """The leader's heartbeat: {"term", "silent"}."""
         return self._call("select @leader_beat()", _scalar)
 
-    def rescue_silent(self, worker_id: int, generation: int | None, silent_s: float) -> Call[dict[str, int | None]]:
-        """Put back the jobs of a worker that this leader has seen silent for so long."""
+    def rescue_silent(
+        self, worker_id: int, generation: int | None, silent_s: float, above: int = 0
+    ) -> Call[dict[str, int | None]]:
+        """Put back jobs (with ids above `above`) of a worker that this leader has seen silent for so long, as `rescue` does."""
         return self._call(
-            "select @rescue(%(id)s, generation => %(generation)s::integer, silent_s => %(silent)s)",
+            "select @rescue(%(id)s, above => %(above)s, generation => %(generation)s::integer, silent_s => %(silent)s)",
             _scalar,
             id=worker_id,
+            above=above,
             generation=generation,
             silent=silent_s,
         )

@@ -23,7 +23,7 @@ from psycopg.pq import Format
 from pgsched.calls import Call, Calls
 from pgsched.client import PROTOCOL, check_protocol
 from pgsched.dsn import unreachable
-from pgsched.errors import NoSession
+from pgsched.errors import ConnectError, NoSession
 from pgsched.lease import LeaseTimes
 from pgsched.loop import backoff
 from pgsched.run import arun
@@ -131,7 +131,7 @@ class Identity:
 
     async def open_session(self) -> tuple[psycopg.AsyncConnection[Any], int]:
         """A new work session and its number."""
-        connection = await self.connect("work", _WORK.format(silence=int(self.times.kill.total_seconds() * 1000)))
+        connection = await self.connect("work", _WORK.format(silence=int(self.times.client.total_seconds() * 1000)))
         try:
             connection.adapters.register_loader("jsonb", RawJson)
             self._next_no += 1
@@ -187,14 +187,16 @@ def describe(
     }
 
 
-async def persist(
-    what: str, make: Callable[[], Awaitable[T]], stop: asyncio.Event, retry: tuple[type[Exception], ...]
-) -> T | None:
-    """`make()` until it succeeds, with backoff and jitter, saying so; None when `stop` is set first."""
-    for wait in backoff():
+async def persist(what: str, make: Callable[[], Awaitable[T]], stop: asyncio.Event, bound_s: float) -> T | None:
+    """`make()` until it succeeds, each try at most `bound_s` seconds, with backoff and jitter, saying so; None when `stop` is
+    set first. What is no failure of the connection is raised."""
+    for wait in backoff(cap=min(10.0, bound_s / 2)):
         try:
-            return await make()
-        except retry as error:
+            async with asyncio.timeout(bound_s):
+                return await make()
+        except TimeoutError:
+            log.warning("%s: it took longer than %.0f s; trying again", what, bound_s)
+        except (*BROKEN, *TRY_AGAIN, ConnectError) as error:
             log.warning("%s: %s; trying again", what, str(error).strip() or type(error).__name__)
         try:
             await asyncio.wait_for(stop.wait(), wait)

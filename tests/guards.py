@@ -90,8 +90,8 @@ GUARDS = [
     Guard(
         "a doubled job is dropped, not fatal (R14)",
         "sql/functions/claim.sql",
-        "from in_order\n            on conflict (job_id) do nothing",
-        "from in_order",
+        "from picked\n            on conflict (job_id) do nothing",
+        "from picked",
         "tests/races/test_claims.py::test_one_bad_row_of_each_kind_never_stops_its_neighbours",
     ),
     Guard(
@@ -104,8 +104,8 @@ GUARDS = [
     Guard(
         "rescue steps over a held row (R14)",
         "sql/functions/rescue.sql",
-        "for update skip locked\n        ) r);",
-        "for update nowait\n        ) r);",
+        "for update skip locked\n            ) r\n        ) r);",
+        "for update nowait\n            ) r\n        ) r);",
         "tests/races/test_rescue.py::test_a_held_row_is_left_for_the_next_rescue_and_stops_no_other",
     ),
     Guard(
@@ -163,6 +163,13 @@ GUARDS = [
         "case when begun is null then r.started_at is not null else r.claim_id = any (begun) end",
         "true",
         "tests/races/test_rescue.py::test_only_jobs_that_had_begun_are_charged_and_none_costs_an_attempt",
+    ),
+    Guard(
+        "where suspects had begun, only they are charged (R20)",
+        "sql/functions/rescue.sql",
+        "(not suspects or r.lost_attempts > 0) and case",
+        "case",
+        "tests/races/test_rescue.py::test_where_suspects_had_begun_only_they_are_charged",
     ),
     Guard(
         "a copy is refused (R21)",

@@ -48,10 +48,11 @@ def load(target: str) -> App:
 
 def worker(
     target: Target,
+    processes: Annotated[int, typer.Option(help="How many worker processes.")] = 1,
     queues: Annotated[
         str | None, typer.Option(help="Queues to serve, by comma; else those of the App's tasks.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(help="How many jobs at once.")] = 100,
+    concurrency: Annotated[int, typer.Option(help="How many jobs at once, in each process.")] = 100,
     name: Annotated[str | None, typer.Option(help="Its name in the view workers.")] = None,
     poll: Annotated[float, typer.Option(help="Seconds between looks without a notification.")] = 1.0,
     drain: Annotated[float, typer.Option(help="Seconds that running jobs may take after SIGTERM.")] = 30.0,
@@ -62,19 +63,55 @@ def worker(
         float, typer.Option(help="Seconds after which nothing of it may run any more; more than --lease.")
     ] = 30.0,
     lead: Annotated[bool, typer.Option("--leader/--no-leader", help="Also stand for leader.")] = True,
+    recycle_jobs: Annotated[
+        int | None, typer.Option(help="A process that has run so many jobs is followed by a fresh one.")
+    ] = None,
+    recycle_mb: Annotated[
+        int | None, typer.Option(help="A process that holds so many megabytes is followed by a fresh one.")
+    ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     dsn: Dsn = None,
 ) -> None:
     """Run jobs until SIGTERM; a second SIGTERM cancels what runs.
 
+    A small parent process starts the workers, starts again what dies, ends what outlives its lease, and puts back the jobs of
+    the dead at once.
+
     Exit codes: 0 clean, 1 an error, 3 a handler still ran, 4 rescued, 5 the lease was lost and a handler did not end.
     """
     from pgsched.lease import LeaseTimes
+    from pgsched.supervisor.child import Parent
     from pgsched.worker import Settings, run_worker
 
+    parent = Parent.found()
     _log(log_level)
+    if parent is None:
+        from pgsched.supervisor.supervisor import Plan, Supervisor
+
+        command = [
+            "worker",
+            target,
+            "--concurrency",
+            concurrency,
+            "--poll",
+            poll,
+            "--drain",
+            drain,
+            "--lease",
+            lease,
+            "--kill",
+            kill,
+        ]
+        command += [
+            "--log-level",
+            log_level,
+            *(["--queues", queues] if queues else []),
+            *(["--name", name] if name else []),
+        ]
+        plan = Plan(list(map(str, command)), dsn, processes, lead, recycle_jobs, recycle_mb)
+        raise typer.Exit(Supervisor(plan).run())
     app = load(target)
-    if dsn is not None:
+    if (dsn := parent.dsn) is not None:
         app.use(dsn)
     settings = Settings(
         queues=[q.strip() for q in queues.split(",") if q.strip()] if queues is not None else None,
@@ -83,9 +120,9 @@ def worker(
         poll=timedelta(seconds=poll),
         drain=timedelta(seconds=drain),
         lease=LeaseTimes(timedelta(seconds=lease), timedelta(seconds=kill)),
-        lead=lead,
+        lead=False,
     )
-    raise typer.Exit(run_worker(app, settings, restore_signals=False))
+    raise typer.Exit(run_worker(app, settings, parent=parent, restore_signals=False))
 
 
 def scheduler(
@@ -122,7 +159,7 @@ def dev(
 ) -> None:
     """Run an embedded Postgres with the schema, and a worker that is started again when it dies. For development."""
     from pgsched import embedded, migrate
-    from pgsched.worker.child import ChildWorker
+    from pgsched.supervisor.supervisor import Plan, Supervisor
 
     _log(log_level)
     _end_on_sigterm()
@@ -133,8 +170,7 @@ def dev(
         print(f"Postgres {'was already running' if server.reused else 'runs'}: PGSCHED_DSN='{server.dsn}'", flush=True)
         if target is None:
             signal.pause()
-        with ChildWorker(["worker", str(target), "--log-level", log_level], server.dsn) as child:
-            child.keep()
+        raise typer.Exit(Supervisor(Plan(["worker", str(target), "--log-level", log_level], server.dsn)).run())
 
 
 def demo(

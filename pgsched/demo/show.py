@@ -20,7 +20,7 @@ from pgsched import embedded, migrate
 from pgsched.cli.output import console
 from pgsched.demo import FIRST_YEAR, LAST_YEAR, app, read_zone
 from pgsched.errors import PgschedError
-from pgsched.worker.child import ChildWorker
+from pgsched.supervisor.child import ChildWorker
 
 _LIMIT_S = 55.0
 _SCHEMA = "pgsched"

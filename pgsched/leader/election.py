@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 import psycopg
 
 from pgsched.calls import Call, Calls
-from pgsched.dsn import unreachable
-from pgsched.errors import ConnectError, NotLeader, PgschedError, WorkerAlive
+from pgsched.errors import NotLeader, PgschedError, WorkerAlive
+from pgsched.leader.session import SILENCE_S, bounded, open_session, primary
 from pgsched.lease import Silence, now
-from pgsched.loop import wait_any
+from pgsched.loop import backoff, wait_any
 from pgsched.run import arun
-from pgsched.session import BROKEN, TRY_AGAIN, persist
+from pgsched.session import BROKEN, TRY_AGAIN
 
 T = TypeVar("T")
 log = logging.getLogger("pgsched.leader")
@@ -26,79 +26,100 @@ log = logging.getLogger("pgsched.leader")
 ROUND_S = 1.0
 """How often a standby tries, and how often a leader does its round."""
 
-_ANSWER_S = 3.0
-
 OVERDUE_S = 10.0
 """A duty that has not succeeded for so long makes the leader give way."""
 
-# The server ends a leader that is silent for 2 s, whatever its process believes; its statements may take as long.
-_BOUNDS = (
-    "set default_transaction_isolation = 'read committed'; set statement_timeout = '2s'; set lock_timeout = '800ms'; "
-    "set idle_session_timeout = '2s'; set idle_in_transaction_session_timeout = '2s'"
-)
-# And a cut link is noticed on both sides within seconds.
-_NETWORK: dict[str, Any] = {
-    "connect_timeout": 3,
-    "keepalives_idle": 1,
-    "keepalives_interval": 1,
-    "keepalives_count": 2,
-    "tcp_user_timeout": 2000,
-}
+BELIEF_S = SILENCE_S - 0.25
+"""How long an answer lets a leader believe, from when its call was sent. The rest is for clocks that differ a little."""
+
+_ANSWER_S = 3.0
+_MOST_WAIT_S = 2.0  # between two tries: what a take-over may be late by
 
 
 class Leader:
     """Stands for election until `stop`; leads when it is elected.
 
     `term` is the term while this process leads, else None. It may be set a moment longer than the session lives: what it
-    writes then is refused by the server.
+    writes then is refused by the server. What is done outside of that session asks `leads`.
     """
 
     def __init__(self, dsn: str, schema: str = "pgsched", name: str | None = None) -> None:
         self._dsn = dsn
         self._calls = Calls(schema)
         host = socket.gethostname()
-        self._info = {"name": name or f"{host}-{os.getpid()}", "host": host, "pid": os.getpid()}
+        self._info: dict[str, Any] = {"name": name or f"{host}-{os.getpid()}", "host": host, "pid": os.getpid()}
         self.term: int | None = None
+        self._answered = -BELIEF_S  # when the last call that was answered had been sent
+        self._doubted = False
         self._done: dict[str, float] = {}
+        self._served: dict[int, tuple[float, int]] = {}
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process leads, as far as it may believe so by itself. May be asked from any thread.
+
+        False from 1.75 s after the sending of the last call that was answered: until 2 s after it the server cannot have
+        ended the session for its silence, so on a cut link this ends before a standby can lead. (A session that the
+        server ends for another reason, a crash or `pg_terminate_backend`, may be outlived by as much.)
+        """
+        return self.term is not None and now() - self._answered < BELIEF_S
 
     async def _ask(self, connection: psycopg.AsyncConnection[Any], call: Call[T]) -> T:
         """Send a call; a link on which no answer comes is lost (the server has ended the session, or will)."""
-        try:
-            async with asyncio.timeout(_ANSWER_S):
-                return await arun(connection, call)
-        except TimeoutError:
-            raise psycopg.OperationalError(f"no answer came in {_ANSWER_S:.0f} s") from None
+        sent, self._doubted = now(), False
+        answer = await bounded(connection, arun(connection, call), _ANSWER_S)
+        if not self._doubted:
+            self._answered = sent
+        return answer
+
+    def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
+        """An answer with a warning (the wait for the synchronous standby was cancelled) is no proof of leading."""
+        if notice.severity_nonlocalized == "WARNING":
+            self._doubted = True
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Stand for election until `stop`; then resign first, so that the next one leads at once."""
+        """Stand for election until `stop`; then resign first, so that the next one leads at once.
+
+        Whatever the database answers, it goes on trying, ever more slowly (at most 2 s apart) while no session lasts.
+        """
+        waits, said = backoff(cap=_MOST_WAIT_S), ""
         while not stop.is_set():
-            connection = await persist("leader's session", self._connect, stop, (*BROKEN, *TRY_AGAIN, ConnectError))
-            if connection is None:
-                return
+            stood_at: float | None = None
             try:
-                await self._stand(connection, stop)
-            except (*BROKEN, *TRY_AGAIN, NotLeader) as error:
-                what = "leadership was lost" if self.term is not None else "the leader's session was lost"
-                log.warning("%s: %s", what, str(error).strip())
+                connection = await self._open(stop)
+                if connection is None:
+                    return
+                stood_at = now()
+                try:
+                    await self._stand(connection, stop)
+                finally:
+                    await connection.close()
+            except (psycopg.Error, PgschedError, OSError) as error:
+                what = "the leader's session was lost" if self.term is None else "leadership was lost"
+                if stood_at is not None and now() - stood_at > _MOST_WAIT_S:
+                    waits, said = backoff(cap=_MOST_WAIT_S), ""
+                text = f"{what if stood_at is not None else 'no session for the leader'}: {primary(error)}"
+                log.log(logging.DEBUG if text == said else logging.WARNING, "%s; trying again", text)
+                said = text
+                self.term = None
+                await wait_any(stop, at_most=next(waits))
             finally:
                 self.term = None
-                await connection.close()
 
-    async def _connect(self) -> psycopg.AsyncConnection[Any]:
+    async def _open(self, stop: asyncio.Event) -> psycopg.AsyncConnection[Any] | None:
+        """A new session, or None when `stop` is set before there is one."""
+        opening = asyncio.ensure_future(open_session(self._dsn, self._calls, self._info["name"]))
+        stopping = asyncio.ensure_future(stop.wait())
         try:
-            connection = await psycopg.AsyncConnection.connect(
-                self._dsn, autocommit=True, application_name=f"pgsched leader {self._info['name']}"[:63], **_NETWORK
-            )
-        except psycopg.OperationalError as error:
-            raise unreachable(self._dsn, error) from error
-        try:
-            await connection.execute(_BOUNDS)
-            channel = await self._ask(connection, self._calls.channel())
-            await connection.execute(f"listen {channel}_leader")
-        except BaseException:
-            await connection.close()
-            raise
-        return connection
+            await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not opening.done():
+                return None
+            opening.result().add_notice_handler(self._noticed)
+            return opening.result()
+        finally:
+            stopping.cancel()
+            if opening.cancel():
+                await asyncio.wait({opening})
 
     async def _stand(self, connection: psycopg.AsyncConnection[Any], stop: asyncio.Event) -> None:
         while not stop.is_set():
@@ -107,9 +128,9 @@ class Leader:
             if self.term is not None:
                 log.info("leading: term %s", self.term)
                 reason = await self._reign(connection, stop)
+                term, self.term = self.term, None  # before it is said: the next one may lead before the answer is here
                 await self._ask(connection, self._calls.resign(reason))
-                log.info("term %s has ended: %s", self.term, reason)
-                self.term = None
+                log.info("term %s has ended: %s", term, reason)
                 if stop.is_set():
                     return
                 await wait_any(stop, at_most=ROUND_S)
@@ -141,20 +162,47 @@ class Leader:
         except (*BROKEN, NotLeader) as error:
             if not isinstance(error, TRY_AGAIN):
                 raise
-            log.warning("%s: %s", name, str(error).strip())
+            log.warning("%s: %s", name, primary(error))
         except (psycopg.Error, PgschedError) as error:
-            log.warning("%s: %s", name, str(error).strip())
+            log.warning("%s: %s", name, primary(error))
 
     async def _rescue(
         self, connection: psycopg.AsyncConnection[Any], silence: Silence, silent: list[dict[str, Any]]
     ) -> None:
+        """Take the jobs of workers that were silent long enough, for a second a round, those first whose turn is longest ago."""
         seen = [(row["worker_id"], row["generation"], float(row["rescue_after_s"])) for row in silent]
-        for worker_id, generation, seconds in silence.look(now(), seen):
+        self._served = {row[0]: self._served.get(row[0], (0.0, 0)) for row in seen}
+        due = sorted(silence.look(now(), seen), key=lambda row: self._served[row[0]][0])
+        end = now() + ROUND_S
+        for worker_id, generation, seconds in due:
+            if now() >= end:
+                break
             with contextlib.suppress(WorkerAlive):  # it has attached again: its silence begins anew
-                answer = await self._ask(connection, self._calls.rescue_silent(worker_id, generation, seconds))
-                log.warning(
-                    "worker %s was silent for %.1f s: %s of its jobs went back", worker_id, seconds, answer["moved"]
-                )
+                moved = await self._rescue_one(connection, worker_id, generation, seconds, end)
+                if moved:
+                    log.warning("worker %s was silent for %.1f s: %s of its jobs went back", worker_id, seconds, moved)
+
+    async def _rescue_one(
+        self,
+        connection: psycopg.AsyncConnection[Any],
+        worker_id: int,
+        generation: int | None,
+        seconds: float,
+        end: float,
+    ) -> int:
+        """One pass over the jobs of a worker, or as far as it gets until `end`; how many went back.
+
+        A job that cannot be moved is passed by, and the next round goes on behind it: it holds up no other.
+        """
+        moved = 0
+        while True:
+            above = self._served[worker_id][1]
+            self._served[worker_id] = now(), above  # before the call: one that fails waits for its turn like the others
+            answer = await self._ask(connection, self._calls.rescue_silent(worker_id, generation, seconds, above))
+            moved += answer["moved"] or 0
+            self._served[worker_id] = now(), answer["last"] or 0
+            if answer["last"] is None or now() >= end:
+                return moved
 
     async def _stage(self, connection: psycopg.AsyncConnection[Any]) -> None:
         await self._ask(connection, self._calls.stage(1000))

@@ -4,7 +4,9 @@
 together and ends them in the right order.
 """
 
-from pgsched.worker.exit_code import ExitCode
-from pgsched.worker.lifecycle import Settings, Worker, run_worker
+from pgsched.exit_code import ExitCode
+from pgsched.worker.lifecycle import Worker
+from pgsched.worker.process import run_worker
+from pgsched.worker.settings import Settings
 
 __all__ = ["ExitCode", "Settings", "Worker", "run_worker"]

@@ -19,7 +19,8 @@ from typing import Any, cast
 import psycopg
 
 from pgsched.calls import Calls, Rows
-from pgsched.errors import ConnectError, WorkerRescued
+from pgsched.errors import WorkerRescued
+from pgsched.loop import backoff
 from pgsched.session import BROKEN, TRY_AGAIN, Identity, WorkSession, persist
 from pgsched.worker import outcome
 from pgsched.worker.executor import Claimed, lost_attempts
@@ -29,6 +30,9 @@ log = logging.getLogger("pgsched.worker")
 PRIORITIES = range(10)
 _MOST_RESULTS = 1000
 _MOST_BYTES = 16 * 1024 * 1024
+
+SUSPECT_PATIENCE_S = 5.0
+"""How long a job that a worker has died with waits for the others to end, before it runs beside them."""
 
 
 class Ledger:
@@ -53,17 +57,61 @@ class Ledger:
         self.next_poll = 0.0
         self.work = asyncio.Event()
         """Set when an exchange may have something to do."""
+        self.start: Callable[[Claimed], None]
+        """Begins a handler."""
+        self._suspects: deque[Claimed] = deque()
+        self._alone: Claimed | None = None
         self._turn = itertools.count()
 
     @property
     def free(self) -> int:
         """Slots that nothing fills and no claim on its way may fill."""
-        return self.concurrency - self.active - self.asked if self.accepting else 0
+        if not self.accepting or self._suspects or self._alone is not None:
+            return 0
+        return self.concurrency - self.active - self.asked
+
+    def begin(self, job: Claimed) -> None:
+        """Take in a claim; its handler begins. A suspect, with which a worker has died before, runs alone: it waits until
+        what runs has ended, and nothing is claimed meanwhile. Where that takes too long, it runs beside what is left."""
+        self.claims[job.claim_id] = job
+        self.active += 1
+        if not self.accepting:
+            self.end(job, outcome.given_back(job.job_id, job.claim_id, "its worker is stopping", begun=False))
+        elif not job.lost_attempts:
+            self.start(job)
+        else:
+            self._suspects.append(job)
+            asyncio.get_running_loop().call_later(SUSPECT_PATIENCE_S, self._next_suspect, job)
+
+    def give_up_suspects(self, why: str) -> None:
+        """Those that have not begun go back."""
+        while self._suspects:
+            job = self._suspects.popleft()
+            self.end(job, outcome.given_back(job.job_id, job.claim_id, why, begun=False))
+
+    def settle_suspects(self) -> None:
+        """The next suspect begins, if nothing else runs or may come."""
+        if self._suspects and self._alone is None and self.active == len(self._suspects) and not self.asked:
+            self._next_suspect(self._suspects[0])
+
+    def _next_suspect(self, job: Claimed) -> None:
+        if self._alone is None and self._suspects and self._suspects[0] is job:
+            self._alone = self._suspects.popleft()
+            self.start(job)
+        elif job in self._suspects:
+            asyncio.get_running_loop().call_later(SUSPECT_PATIENCE_S, self._next_suspect, job)
+
+    def running(self) -> list[Claimed]:
+        """The claims whose handlers run. (May be called from another thread.)"""
+        return [job for job in list(self.claims.values()) if job.handler is not None and not job.has_ended]
 
     def end(self, job: Claimed, result: str) -> None:
         """A handler has ended with this outcome."""
         self.active -= 1
         self.ended.append((job, result))
+        if self._alone is job:
+            self._alone = None
+        self.settle_suspects()
         self.work.set()
 
     def wake(self) -> None:
@@ -89,13 +137,12 @@ class Ledger:
 
 
 class Exchange:
-    """The loop over one work session. `start` begins the handler of a claimed job."""
+    """The loop over one work session."""
 
     def __init__(
         self,
         ledger: Ledger,
         identity: Identity,
-        start: Callable[[Claimed], None],
         tasks: dict[str, Any],
         share: int,
         poll: float,
@@ -103,30 +150,35 @@ class Exchange:
         self._ledger = ledger
         self._identity = identity
         self._calls: Calls = identity.calls
-        self._start = start
         self._tasks = tasks
         self._share = share
         self._poll = poll
         self._session = WorkSession(identity, ledger.ended_sessions)
+        self._ping = identity.times.heartbeat.total_seconds()
+        self._spoke_at = 0.0
         self._stage_at = 0.0
         self._not_before = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Exchange until `stop`; then send what is left. Raises `WorkerRescued` when the identity is over."""
+        waits = backoff(0.01, 2.0)
         while not (stop.is_set() and not self._ledger.ended):
             try:
                 if not self._session.is_open and not await self._open(stop):
                     return
                 await self._stage()
                 await self._wait(stop)
-                await self._exchange()
+                if await self._exchange():
+                    waits = backoff(0.01, 2.0)
+                continue
             except WorkerRescued:
                 raise
             except TRY_AGAIN as error:
                 log.warning("an exchange will be repeated: %s", str(error).strip())
-                await asyncio.sleep(0.05)
             except BROKEN as error:
                 log.warning("work session %s was lost: %s", self._session.number, str(error).strip())
+            # (A database may take connections and refuse every call: read-only, or in the middle of a migration.)
+            await asyncio.sleep(next(waits))
 
     async def reconcile(self) -> None:
         """Give back what sessions that have ended claimed without an answer (also late); a poll may call it at any time."""
@@ -141,8 +193,7 @@ class Exchange:
 
     async def _open(self, stop: asyncio.Event) -> bool:
         first = self._session.number == 0
-        retry = (*BROKEN, *TRY_AGAIN, ConnectError)
-        opened = await persist("work session", self._opened, stop, retry)
+        opened = await persist("work session", self._opened, stop, self._identity.times.client.total_seconds())
         if opened and not first:
             log.info("work session %s is open again", self._session.number)
             await self.reconcile()
@@ -182,6 +233,9 @@ class Exchange:
                 until = min(until, self._stage_at)
             if now < self._not_before:
                 until = min(until, self._not_before)
+            until = min(until, self._spoke_at + self._ping)
+            if now >= until:
+                return
             ledger.work.clear()
             timer = asyncio.get_running_loop().call_later(until - now, ledger.work.set)
             try:
@@ -194,12 +248,18 @@ class Exchange:
         ledger = self._ledger
         return min(ledger.free, self._share) if ledger.hint and now >= self._not_before else 0
 
-    async def _exchange(self) -> None:
+    async def _exchange(self) -> bool:
+        """Send what has ended, ask for what is free; else say something now and then. Whether an answer came."""
         ledger = self._ledger
         results = ledger.take_results()
         asking = self._asking(time.monotonic())
         if not results and asking <= 0:
-            return
+            if time.monotonic() < self._spoke_at + self._ping:
+                return False
+            # The server ends a session that is silent for as long as a lease lasts: a cut link must not keep the lock.
+            await self._session.call(self._calls.protocol())
+            self._spoke_at = time.monotonic()
+            return True
         wakes = ledger.wakes
         want = None
         if asking > 0:
@@ -209,19 +269,22 @@ class Exchange:
             rows = await self._finish([text for _, text in results], want)
         except psycopg.DataError:
             await self._isolate(results)
-            return
+            return True
         except BaseException:
             # Not acknowledged: they are sent again, and what had been done answers `already`.
             ledger.ended.extendleft(reversed(results))
             raise
         finally:
             ledger.asked -= max(asking, 0)
+        self._spoke_at = time.monotonic()
         self._acknowledge({job.claim_id: (job, text) for job, text in results}, rows)
         came = self._begin(rows)
+        ledger.settle_suspects()
         if came < asking and wakes == ledger.wakes:
             ledger.hint = False
         elif ledger.free > 0:
             ledger.work.set()
+        return True
 
     async def _finish(self, results: list[str], want: str | None) -> Rows:
         return await self._session.call(self._calls.finish(self._identity.id, f"[{','.join(results)}]", want))
@@ -263,13 +326,7 @@ class Exchange:
                 self._note(json.loads(extra))
                 continue
             came += 1
-            job = Claimed(job_id, claim_id, attempt, self._tasks[task], args, timeout, lost_attempts(extra))
-            ledger.claims[claim_id] = job
-            ledger.active += 1
-            if ledger.accepting:
-                self._start(job)
-            else:
-                ledger.end(job, outcome.given_back(job_id, claim_id, "its worker is stopping", begun=False))
+            ledger.begin(Claimed(job_id, claim_id, attempt, self._tasks[task], args, timeout, lost_attempts(extra)))
         return came
 
     def _note(self, note: dict[str, Any]) -> None:

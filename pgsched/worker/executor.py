@@ -14,6 +14,7 @@ from typing import Any
 
 from pgsched.context import JobContext, _current
 from pgsched.errors import ArgumentsError
+from pgsched.supervisor.board import Board
 from pgsched.task import AnyTask
 from pgsched.worker import outcome
 
@@ -36,6 +37,7 @@ class Claimed:
     handler: asyncio.Task[None] | None = None
     in_thread: bool = False
     busy: int = 0
+    has_ended: bool = False
     stop: list[str] = field(default_factory=list)
 
 
@@ -43,27 +45,45 @@ class Executor:
     """Runs handlers. `ended` is called with the claim and its outcome's JSON when a handler has really ended."""
 
     def __init__(
-        self, threads: int, middlewares: list[Middleware], ended: Callable[[Claimed, str], None], state: Any = None
+        self,
+        threads: int,
+        middlewares: list[Middleware],
+        ended: Callable[[Claimed, str], None],
+        state: Any = None,
+        board: Board | None = None,
     ) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pgsched-job")
         self._middlewares = middlewares
         self._ended = ended
         self._state = state
+        self._board = board
 
     def start(self, job: Claimed) -> None:
         """Begin the handler; it ends with a call of `ended`, whatever happens."""
         job.handler = asyncio.get_running_loop().create_task(self._run(job))
+        job.handler.add_done_callback(lambda _: self._never_began(job))
 
     def close(self) -> None:
         """Let go of the threads; one that still runs is not waited for."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, job: Claimed) -> None:
+        slot = self._board.begin(job.claim_id, job.lost_attempts > 0) if self._board else None
         try:
             text = await self._outcome(job)
         except BaseException as error:
             text = outcome.raised(job.job_id, job.claim_id, error, job.task.retry)
+        if self._board and slot is not None:
+            self._board.end(slot)
+        job.has_ended = True
         self._ended(job, text)
+
+    def _never_began(self, job: Claimed) -> None:
+        """Its handler was cancelled before its first step: then nothing in it could say so."""
+        if not job.has_ended:
+            job.has_ended = True
+            why = job.stop[0] if job.stop else "it was cancelled before it began"
+            self._ended(job, outcome.given_back(job.job_id, job.claim_id, why, begun=False))
 
     async def _outcome(self, job: Claimed) -> str:
         task = job.task

@@ -6,81 +6,49 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
-import signal
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from pgsched.errors import ConnectError, UsageError, WorkerAlive, WorkerRescued
+from pgsched.errors import UsageError, WorkerAlive, WorkerRescued
+from pgsched.exit_code import ExitCode
 from pgsched.leader import Leader
-from pgsched.lease import Lease, LeaseTimes, Order, now
+from pgsched.lease import Lease, Order, now
 from pgsched.loop import backoff, wait_any
 from pgsched.run import arun
 from pgsched.session import BROKEN, TRY_AGAIN, Identity, describe, persist
+from pgsched.supervisor.board import Board
 from pgsched.worker.exchange import Exchange, Ledger
 from pgsched.worker.executor import Claimed, Executor
-from pgsched.worker.exit_code import ExitCode
+from pgsched.worker.settings import Settings
 from pgsched.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from pgsched.app import App
+    from pgsched.supervisor.child import Parent
 
 log = logging.getLogger("pgsched.worker")
 
 _CANCEL_GRACE = 10.0
 _HURRIED_GRACE = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How a worker runs.
-
-    queues       the queues it serves; None: those of the App's tasks
-    concurrency  how many jobs it runs at once, 1 to 10000
-    name         how it is called in the view workers; None: host and process
-    poll         how often it looks without a notification
-    drain        how long running jobs may take after the first SIGTERM before async handlers are cancelled
-    sessions     how many work sessions, 1 or 2
-    lease        the times of its lease
-    lead         whether this process also stands for leader
-
-    Raises `UsageError` for a value out of range.
-    """
-
-    queues: list[str] | None = None
-    concurrency: int = 100
-    name: str | None = None
-    poll: timedelta = timedelta(seconds=1)
-    drain: timedelta = timedelta(seconds=30)
-    sessions: int = 2
-    lease: LeaseTimes = field(default_factory=LeaseTimes)
-    lead: bool = True
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
-        if not 1 <= self.concurrency <= 10_000:
-            raise UsageError(f"concurrency is {self.concurrency}: it is a number from 1 to 10000")
-        if not 1 <= self.sessions <= 2:
-            raise UsageError(f"sessions is {self.sessions}: a worker has 1 or 2 work sessions")
-        if not timedelta(milliseconds=10) <= self.poll <= timedelta(seconds=60):
-            raise UsageError(f"poll is {self.poll}: it lies between 10 ms and 60 s")
-        if self.drain < timedelta(0):
-            raise UsageError(f"drain is {self.drain}: it must not be negative")
-        if self.queues is not None and not self.queues:
-            raise UsageError("queues is empty: name at least one, or leave it out")
+_LAST_WORDS_S = 3.0
+_TICK_S = 0.25
 
 
 class Worker:
-    """One worker in this event loop: `await Worker(app, settings).run()` until `stop()`."""
+    """One worker in this event loop: `await Worker(app, settings).run()` until `stop()`.
 
-    def __init__(self, app: App, settings: Settings | None = None) -> None:
+    `parent`: the supervisor that has started this process, if one has. Without one, only a thread of this process watches over
+    the lease: it cannot run while C code holds the interpreter's lock, nor while the process is stopped.
+    """
+
+    def __init__(self, app: App, settings: Settings | None = None, parent: Parent | None = None) -> None:
         self.app = app
         self.settings = settings or Settings()
+        self._parent = parent
+        self._board = parent.board if parent else None
         if not app.tasks:
             raise UsageError(f'App "{app.name}" has no tasks: a worker has nothing to run (is its module imported?)')
         for task in app.tasks.values():
@@ -118,9 +86,9 @@ class Worker:
             __version__,
         )
         identity = Identity(dsn, self.app.client.calls, self.settings.lease, info)
-        attached = await persist(
-            "attach", lambda: self._attach(identity), self._draining, (ConnectError, psycopg.OperationalError)
-        )
+        if self._board is not None:
+            self._board.say({"dsn": dsn, "schema": self.app.client.schema})
+        attached = await persist("attach", lambda: self._attach(identity), self._draining, self._bound_s)
         if attached is None:
             return ExitCode.OK
         lease, self._lease = attached
@@ -132,12 +100,14 @@ class Worker:
             self.settings.concurrency,
         )
         async with self._state() as state:
-            executor = Executor(self.settings.concurrency, list(self.app.middlewares), self.ledger.end, state)
+            executor = Executor(
+                self.settings.concurrency, list(self.app.middlewares), self.ledger.end, state, self._board
+            )
+            self.ledger.start = executor.start
             self._exchanges = [
                 Exchange(
                     self.ledger,
                     identity,
-                    executor.start,
                     self.app.tasks,
                     -(-self.settings.concurrency // self.settings.sessions),
                     self.settings.poll.total_seconds(),
@@ -148,15 +118,24 @@ class Worker:
             side = [
                 asyncio.create_task(self._guard(self._keep_lease(identity, lease))),
                 asyncio.create_task(self._guard(self._listen(identity))),
+                asyncio.create_task(self._guard(self._reconcile())),
             ]
+            if self._board is not None:
+                side.append(asyncio.create_task(self._guard(self._tick(self._board))))
             if self.settings.lead:
                 leader = Leader(dsn, self.app.client.schema, info["name"])
                 side.append(asyncio.create_task(self._guard(leader.run(self._draining))))
-            watchdog = Watchdog(self._lease, self._lease_expired, lambda: self.ledger.active)
+            lifeline = self._parent.lifeline if self._parent else None
+            watchdog = Watchdog(self._lease, self._lease_expired, lambda: len(self.ledger.running()), lifeline)
             watchdog.start()
             try:
                 await self._draining.wait()
                 await self._drain()
+            except asyncio.CancelledError:
+                self.stop()
+                self._hurry.set()
+                await self._drain()
+                raise
             finally:
                 self._stopped.set()
                 self.ledger.work.set()
@@ -168,8 +147,9 @@ class Worker:
                 for exchange in self._exchanges:
                     await exchange.close()
                 self._closed.set()
+                # (Where a handler still runs it watches on: nobody proves the lease any more.)
+                watchdog.stop()
             await asyncio.wait(side[:1], timeout=_CANCEL_GRACE)
-            watchdog.stop()
         return self._exit_code()
 
     def _exit_code(self) -> ExitCode:
@@ -177,11 +157,13 @@ class Worker:
             return ExitCode.RESCUED
         if self._failed:
             return ExitCode.ERROR
-        if left := list(self.ledger.claims.values()):
-            for job in left:
-                log.error("job %s (%s) still runs; it stays in running", job.job_id, job.task.name)
-            return ExitCode.STILL_RUNNING
-        return ExitCode.OK
+        running = self.ledger.running()
+        for job in running:
+            log.error("job %s (%s) still runs; it stays in running", job.job_id, job.task.name)
+        unsent = [job.job_id for job in self.ledger.claims.values() if job.has_ended]
+        if unsent:
+            log.error("jobs %s have ended, and nobody could be told: they will run again", unsent)
+        return ExitCode.STILL_RUNNING if running else ExitCode.ERROR if unsent else ExitCode.OK
 
     async def _guard(self, loop: Any) -> None:
         """Run one loop; whatever ends it before its time ends the worker."""
@@ -203,6 +185,7 @@ class Worker:
 
     async def _drain(self) -> None:
         """Let handlers end; then cancel the asynchronous ones and wait for them, and for their outcomes to be sent."""
+        self.ledger.give_up_suspects("its worker is stopping")
         if self.ledger.active:
             log.info("stopping: %s jobs are running", self.ledger.active)
         with contextlib.suppress(TimeoutError):
@@ -216,6 +199,18 @@ class Worker:
             _HURRIED_GRACE if self._hurry.is_set() else _CANCEL_GRACE
         ):
             await wait_any(at_most=0.005)
+        if not self._idle():
+            await self._send_the_last()
+
+    async def _send_the_last(self) -> None:
+        """Outcomes may wait for an answer on a session that hangs: they are sent again on new ones, as far as that goes."""
+        for exchange in self._exchanges:
+            await exchange.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                while self.ledger.ended or self.ledger.asked or len(self.ledger.claims) > self.ledger.active:
+                    self.ledger.work.set()
+                    await wait_any(at_most=0.005)
 
     def _ask_to_stop(self, job: Claimed, why: str) -> None:
         """An asynchronous handler is cancelled and its job goes back; a thread is told, and is waited for."""
@@ -227,9 +222,33 @@ class Worker:
     def _idle(self) -> bool:
         return not self.ledger.active and not self.ledger.ended and not self.ledger.claims and not self.ledger.asked
 
+    @property
+    def _bound_s(self) -> float:
+        """How long one try to make a session may take."""
+        return self.settings.lease.client.total_seconds()
+
     async def _attach(self, identity: Identity) -> tuple[psycopg.AsyncConnection[Any], Lease]:
         sent_at = now()
-        return await identity.attach(), Lease(self.settings.lease, sent_at)
+        session = await identity.attach()
+        if self._board is not None:
+            self._board.attached(identity.id, self.settings.lease, sent_at)
+        return session, Lease(self.settings.lease, sent_at)
+
+    async def _tick(self, board: Board) -> None:
+        """Show the parent that this event loop moves."""
+        while True:
+            board.tick(now())
+            await asyncio.sleep(_TICK_S)
+
+    async def _reconcile(self) -> None:
+        """What lost answers took goes back: also what commits late, so it is asked again and again. Not in the way of the
+        lease: a work session may hang while the lease is good."""
+        for exchange in itertools.cycle(self._exchanges):
+            await asyncio.sleep(self.settings.lease.heartbeat.total_seconds())
+            try:
+                await exchange.reconcile()
+            except (*BROKEN, *TRY_AGAIN) as error:
+                log.warning("reconcile: %s", str(error).strip())
 
     async def _keep_lease(self, identity: Identity, lease: psycopg.AsyncConnection[Any]) -> None:
         """Heartbeats; after a lost session the worker attaches again. At the end it says that it has ended."""
@@ -241,14 +260,10 @@ class Worker:
                     self._lease_answered(sent_at)
                 else:
                     log.warning("a heartbeat was answered by a server that could not commit it with its quorum")
-                for exchange in self._exchanges:
-                    await exchange.reconcile()
             except (*BROKEN, TimeoutError) as error:
                 log.warning("the lease session was lost: %s", str(error).strip() or type(error).__name__)
                 await lease.close()
-                again = await persist(
-                    "re-attach", lambda: self._reattach(identity), self._stopped, (*BROKEN, TimeoutError, ConnectError)
-                )
+                again = await persist("re-attach", lambda: self._reattach(identity), self._stopped, self._bound_s)
                 if again is None:
                     return
                 lease = again
@@ -281,6 +296,8 @@ class Worker:
 
     def _lease_answered(self, sent_at: float) -> None:
         self._lease.answered(sent_at)
+        if self._board is not None:
+            self._board.answered(sent_at)
         if self._lease.order(now()) is Order.WORK and not self._draining.is_set() and not self.ledger.accepting:
             log.info("the lease is good again")
             self.ledger.accepting = True
@@ -294,20 +311,17 @@ class Worker:
             "the lease has expired: no heartbeat was answered for %s; stopping what runs", self.settings.lease.client
         )
         self.ledger.accepting = False
+        self.ledger.give_up_suspects("its worker's lease expired")
         for job in list(self.ledger.claims.values()):
             self._ask_to_stop(job, "its worker's lease expired")
 
     async def _listen(self, identity: Identity) -> None:
         """Wake at a notification for one of the queues; a poll finds what a lost one left."""
         while True:
-            connection = await persist(
-                "listen", lambda: identity.connect("listener", ""), self._stopped, (*BROKEN, ConnectError)
-            )
+            connection = await persist("listen", lambda: self._listener(identity), self._stopped, self._bound_s)
             if connection is None:
                 return
             try:
-                channel = await arun(connection, identity.calls.channel())
-                await connection.execute(f"listen {channel}")
                 self.ledger.wake()
                 async for notify in connection.notifies():
                     if notify.payload in self.queues:
@@ -317,6 +331,16 @@ class Worker:
             finally:
                 await connection.close()
 
+    async def _listener(self, identity: Identity) -> psycopg.AsyncConnection[Any]:
+        connection = await identity.connect("listener", "")
+        try:
+            channel = await arun(connection, identity.calls.channel())
+            await connection.execute(f"listen {channel}")
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
     @contextlib.asynccontextmanager
     async def _state(self) -> AsyncIterator[Any]:
         if self.app.make_state is None:
@@ -324,39 +348,3 @@ class Worker:
             return
         async with self.app.make_state() as state:
             yield state
-
-
-def run_worker(app: App, settings: Settings | None = None, *, restore_signals: bool = True, **options: Any) -> int:
-    """Run a worker until SIGTERM or SIGINT (a second one cancels what runs); its exit code.
-
-    `options` are those of `Settings`. When a handler still runs at the end (a thread that does not return), the process
-    is ended without waiting for it, with `ExitCode.STILL_RUNNING`. `restore_signals` False leaves both signals ignored
-    afterwards, for a process that ends with this code.
-    """
-    worker_settings = settings or Settings(**options)
-
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    async def main() -> ExitCode:
-        worker = Worker(app, worker_settings)
-        for number in signals:
-            asyncio.get_running_loop().add_signal_handler(number, worker.stop)
-        try:
-            code = await worker.run()
-        finally:
-            # It has stopped: one more signal shall not change its exit code.
-            for number in signals:
-                asyncio.get_running_loop().remove_signal_handler(number)
-                signal.signal(number, signal.SIG_IGN)
-        if worker.ledger.active:
-            # Whatever the reason for the end: a thread that still runs must not outlive the watchdog, since its job may be
-            # given to another worker.
-            os._exit(code)
-        return code
-
-    try:
-        return int(asyncio.run(main()))
-    finally:
-        for number, handler in before.items() if restore_signals else ():
-            signal.signal(number, handler)

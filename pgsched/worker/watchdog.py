@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import threading
+import time
 from collections.abc import Callable
 
+from pgsched.exit_code import ExitCode
 from pgsched.lease import Lease, Order, now
-from pgsched.worker.exit_code import ExitCode
 
 log = logging.getLogger("pgsched.worker")
 
@@ -21,12 +23,18 @@ _LOOK_S = 0.1
 
 
 class Watchdog:
-    """At `client` it calls `expired` in the event loop; at `kill`, if a handler still runs, it ends the process at once."""
+    """At `client` it calls `expired` in the event loop; at `kill`, if a handler still runs, it ends the process at once.
 
-    def __init__(self, lease: Lease, expired: Callable[[], None], running: Callable[[], int]) -> None:
+    `lifeline`: the reading end of a pipe that is closed when the parent ends.
+    """
+
+    def __init__(
+        self, lease: Lease, expired: Callable[[], None], running: Callable[[], int], lifeline: int | None = None
+    ) -> None:
         self._lease = lease
         self._expired = expired
         self._running = running
+        self._lifeline = lifeline
         self._over = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._watch, name="pgsched-watchdog", daemon=True)
@@ -36,13 +44,15 @@ class Watchdog:
         self._thread.start()
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Watch no more than what still runs; with nothing left it has ended when this returns."""
         self._over.set()
-        self._thread.join()
+        if not self._running():
+            self._thread.join()
 
     def _watch(self) -> None:
         told = False
-        while not self._over.wait(_LOOK_S):
+        while not self._over.is_set() or self._running():
+            self._look()
             order = self._lease.order(now())
             if order is Order.WORK:
                 told = False
@@ -53,6 +63,13 @@ class Watchdog:
                 saying.start()
                 saying.join(0.2)
                 os._exit(ExitCode.LEASE_LOST)
-            elif not told:
+            elif not told and not self._over.is_set():
                 told = True
                 self._loop.call_soon_threadsafe(self._expired)
+
+    def _look(self) -> None:
+        """Wait for the next look; a closed lifeline means that the parent has ended, and this process ends with it."""
+        if self._lifeline is None:
+            time.sleep(_LOOK_S)
+        elif select.select([self._lifeline], [], [], _LOOK_S)[0]:
+            os._exit(ExitCode.ERROR)

@@ -19,7 +19,8 @@ create table worker (
     attached_by text not null default session_user,
     stopped_at timestamptz,
     rescued_at timestamptz,
-    rescue_reason text
+    rescue_reason text,
+    died_with_suspects boolean
 );
 comment on table worker is 'Every worker that has attached. An identity is used once: a rescued or stopped worker never works again under it.';
 comment on column worker.id is 'A random number, and the key of the advisory lock that its sessions hold.';
@@ -40,3 +41,4 @@ comment on column worker.attached_by is 'The role of its sessions.';
 comment on column worker.stopped_at is 'When it stopped by itself with nothing left running.';
 comment on column worker.rescued_at is 'When its jobs were taken from it: its word counts no more.';
 comment on column worker.rescue_reason is 'On what ground.';
+comment on column worker.died_with_suspects is 'Whether a job that an earlier worker had died with had begun when it died: then only such jobs are charged.';

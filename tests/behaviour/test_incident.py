@@ -1,13 +1,36 @@
 """The incident that pgsched exists to make impossible, line by line, in the incident's own words and order.
 
-(Lines about leadership, dependencies, cancellation and cron come with the parts that they are about.)
+(Lines about dependencies, cancellation and cron come with the parts that they are about.)
 """
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
+import pytest
+from harness.believing import pair, together
 from harness.protocol import Steps, enqueue
+from harness.server import Server
+
+
+@pytest.mark.one_server
+def test_both_nodes_believe_they_are_the_leader_never_in_and_after_a_partition(server: Server, tmp_path: Path) -> None:
+    """`Node 1 still believes it holds the lock`, and its `Renewal succeeded`: step by step as in `Split-Brain`."""
+    with pair(server, tmp_path) as nodes:  # 1. Start two scheduler nodes
+        prod_1, prod_2 = nodes.nodes
+        assert nodes.leader() == "prod-1"
+        prod_1.link.cut()  # 2. Simulate network partition (block traffic to node 1)
+        nodes.wait("prod-2 acquires leadership", lambda: bool(prod_2.beliefs()), patience_s=10)  # 3. and 4.
+        prod_1.link.restore()  # 5. Restore network
+        nodes.wait("prod-1 is back", lambda: nodes.standing() == {"prod-1", "prod-2"})
+        time.sleep(2)  # 6. Both nodes now claim leadership: they do not
+        assert nodes.leader() == "prod-2"
+        assert together(nodes.nodes) == [], "both believed at one time"
+        assert [belief.term for belief in prod_1.beliefs()] == [1], "what prod-1 had was not renewed after its end"
+        terms = nodes.watch.execute("select term, name, end_reason from pgsched.leader_term order by term").fetchall()
+        assert terms == [(1, "prod-1", "its session ended"), (2, "prod-2", None)]
 
 
 def test_jobs_executed_twice_53_should_be_0(dsn: str, connection: Any) -> None:

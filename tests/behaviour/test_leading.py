@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from harness import apps
 from harness.protocol import Steps, enqueue
-from harness.running import child, ended, make_trace, wait_until, working
+from harness.running import child, ended, make_trace, supervised, wait_until, working
 
 from pgsched.leader import Leader
 from pgsched.lease import LeaseTimes
@@ -95,13 +95,10 @@ def test_a_worker_killed_with_its_parent_is_rescued_by_another_workers_leader(ds
     make_trace(dsn)
     job_id = enqueue(connection, task="traced", queue="tests", args={"i": 1}, delay_s=0)[0]
     slow = enqueue(connection, task="sleeps", queue="tests", args={"seconds": 0.5})[0]
-    with child(dsn, "--lease", "1", "--kill", "1.5") as victim:
+    with supervised(dsn, "--lease", "1", "--kill", "1.5") as victim:
         wait_until(dsn, "exists (select from trace where what = 'began')")
-        assert victim.process is not None
-        victim.process.kill()
-        victim.process.wait()
-        victim.process = None  # nobody certifies its death
-        with child(dsn, "--lease", "1", "--kill", "1.5") as other:
+        victim.process.kill()  # its worker dies with it, and nobody certifies that
+        with supervised(dsn, "--lease", "1", "--kill", "1.5") as other:
             wait_until(dsn, ended(job_id, slow))
             assert other.stop() == ExitCode.OK
     rows = connection.execute("select count(*) from pgsched.attempt_log where state = 'lost'").fetchone()
@@ -114,13 +111,13 @@ def test_a_frozen_workers_jobs_run_elsewhere_and_its_own_end_is_not_accepted(dsn
     with child(dsn, "--lease", "1", "--kill", "1.5") as frozen:
         wait_until(dsn, "exists (select from trace where what = 'began')")
         assert frozen.process is not None
-        frozen.process.send_signal(signal.SIGSTOP)
+        frozen.send(signal.SIGSTOP)
         try:
-            with child(dsn, "--lease", "1", "--kill", "1.5") as other:
+            with supervised(dsn, "--lease", "1", "--kill", "1.5") as other:
                 wait_until(dsn, ended(job_id))
                 assert other.stop() == ExitCode.OK
         finally:
-            frozen.process.send_signal(signal.SIGCONT)
+            frozen.send(signal.SIGCONT)
         assert frozen.process.wait(20) in (ExitCode.RESCUED, ExitCode.LEASE_LOST)
     assert connection.execute("select state, attempt from pgsched.jobs").fetchall() == [("succeeded", 1)]
     assert connection.execute("select state from pgsched.attempt_log").fetchall() == [("lost",)]

@@ -59,7 +59,7 @@ def test_a_thread_that_does_not_return_keeps_its_job_in_running_and_the_exit_cod
         assert hurry(worker) == ExitCode.STILL_RUNNING
         assert states(connection) == [("running", 1, None)]
         assert worker.reap() == ExitCode.STILL_RUNNING
-    assert connection.execute("select state, attempt, lost_attempts from pgsched.jobs").fetchall() == [("ready", 0, 1)]
+    assert connection.execute("select state, attempt, lost_attempts from pgsched.jobs").fetchall() == [("ready", 0, 0)]
 
 
 def test_a_handler_that_swallows_its_cancellation_is_waited_for_a_while_and_then_said(app: Any, dsn: str, connection: Any) -> None:

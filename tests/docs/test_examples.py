@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from harness.running import ENDED, wait_until
 
-from pgsched.worker.child import ChildWorker
+from pgsched.supervisor.child import ChildWorker
 
 ROOT = Path(__file__).parents[2]
 

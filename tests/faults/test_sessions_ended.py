@@ -39,4 +39,7 @@ def test_every_job_runs_once_while_sessions_are_ended_at_random(dsn: str, connec
     assert ended > 20
     assert connection.execute("select distinct state, attempt from pgsched.jobs").fetchall() == [("succeeded", 1)]
     assert connection.execute("select count(*), count(distinct job_id) from trace").fetchone() == (JOBS // 5, JOBS // 5)
-    assert connection.execute("select distinct state from pgsched.attempt_log where state <> 'given_back'").fetchall() == []
+    assert (
+        connection.execute("select distinct state from pgsched.attempt_log where state <> 'given_back'").fetchall()
+        == []
+    )

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
+import re
+import resource
+import subprocess
 import sys
 import threading
 import time
@@ -142,3 +146,58 @@ async def keeps_a_secret(user: str, password: SecretStr) -> str:
 @app.task
 async def dies() -> None:
     os._exit(7)
+
+
+@app.task
+async def crashes(how: str) -> None:
+    record("began", pgsched.current_job().id)
+    if how == "segfault":
+        ctypes.string_at(0)
+    elif how == "memory":
+        resource.setrlimit(resource.RLIMIT_AS, (2**31, resource.RLIM_INFINITY))
+        kept = []
+        try:
+            while True:
+                kept.append(bytearray(2**24))
+        except MemoryError:
+            os.abort()  # as the kernel does without asking
+    else:
+        os._exit(9)
+
+
+@app.task
+async def blocks_the_loop(seconds: float) -> None:
+    await asyncio.to_thread(record, "began", pgsched.current_job().id)
+    time.sleep(seconds)
+    record("after", pgsched.current_job().id)
+
+
+@app.task
+def holds_the_gil() -> None:
+    record("began", pgsched.current_job().id)
+    re.match(r"(a|a|b)*$", "a" * 40 + "c")  # (for many minutes)
+    record("after", pgsched.current_job().id)
+
+
+@app.task
+def has_children() -> None:
+    """Three grandchildren: an ordinary one, one in a session of its own, and a daemon without our variables."""
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    pids = [subprocess.Popen(sleep).pid, subprocess.Popen(sleep, start_new_session=True).pid]
+    daemon = "import os, subprocess, sys; print(subprocess.Popen(sys.argv[1:], env={}, start_new_session=True, stdout=subprocess.DEVNULL).pid)"
+    found = subprocess.run([sys.executable, "-c", daemon, *sleep], capture_output=True, text=True, check=True)
+    for pid in [*pids, int(found.stdout)]:
+        record(f"child {pid}", pgsched.current_job().id)
+    record("began", pgsched.current_job().id)
+    time.sleep(600)
+
+
+@app.task
+async def runs_for(seconds: float) -> None:
+    """Notes every 10 ms that it runs: who ran, and until when, by the clock that all processes of a machine share."""
+    job = pgsched.current_job()
+    with open(os.environ["PGSCHED_TEST_LOG"], "a", buffering=1) as notes:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            notes.write(f"{job.id} {job.fence} {time.clock_gettime(time.CLOCK_BOOTTIME):.4f}\n")
+            await asyncio.sleep(0.01)

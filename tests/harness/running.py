@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import psycopg
 
 from pgsched.app import App
 from pgsched.worker import ExitCode, Settings, Worker
-from pgsched.worker.child import ChildWorker
+from pgsched.supervisor.child import ChildWorker
 
 PATIENCE_S = 30.0
 
@@ -122,17 +125,67 @@ def child(dsn: str, *options: str, quiet: bool = True) -> Iterator[ChildWorker]:
         yield worker
     finally:
         if worker.process is not None:
-            worker.process.kill()
+            worker.send(signal.SIGKILL)
             worker.reap()
+
+
+@dataclass
+class Supervised:
+    """A supervisor as its own process, and what can be asked of its workers."""
+
+    dsn: str
+    process: subprocess.Popen[bytes]
+
+    def workers(self) -> list[int]:
+        """The worker processes that it has now."""
+        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return [int(pid) for task in children for pid in task.read_text().split()]
+
+    def worker(self, *, other_than: int = 0) -> int:
+        """Its one worker, once it is attached."""
+        deadline = time.monotonic() + PATIENCE_S
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            while time.monotonic() < deadline:
+                for pid in self.workers():
+                    query = "select 1 from pgsched.workers where pid = %s and state = 'alive'"
+                    if pid != other_than and connection.execute(query, (pid,)).fetchone():
+                        return pid
+                time.sleep(0.005)
+        raise AssertionError("no worker has attached")
+
+    def stop(self) -> int:
+        """SIGTERM; its exit code."""
+        self.process.terminate()
+        return self.process.wait(PATIENCE_S)
+
+
+@contextlib.contextmanager
+def supervised(dsn: str, *options: str, quiet: bool = True) -> Iterator[Supervised]:
+    """`pgsched worker` on the tests' App, as a user starts it."""
+    here = Path(__file__).parent.parent
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pgsched", "worker", "harness.apps:app", *options],
+        env=os.environ | {"PGSCHED_DSN": dsn, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
+        stderr=subprocess.DEVNULL if quiet else None,
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        yield Supervised(dsn, process)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def hurry(worker: ChildWorker) -> int:
     """SIGTERM again and again (two that come together count once) until the worker has ended; its exit code."""
     assert worker.process is not None
-    while True:
-        worker.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return worker.process.wait(0.2)
+    while not worker.has_ended():
+        worker.send(signal.SIGTERM)
+        time.sleep(0.2)
+    result = os.waitid(os.P_PID, worker.process.pid, os.WEXITED | os.WNOWAIT)
+    assert result is not None
+    return result.si_status
 
 
 def _jobs(connection: psycopg.Connection[Any]) -> str:

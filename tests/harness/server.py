@@ -41,10 +41,18 @@ class Server(testing.postgresql.Postgresql):  # type: ignore[misc]
     """A running server of `binaries`. A context manager; `stop` ends the server and removes its data.
 
     It listens on a Unix-domain socket and on 127.0.0.1. A crash of the server (`crash`) loses nothing committed, `fsync`
-    or not; without `fsync` a crash of the machine would. `settings` are further settings of Postgres, by name.
+    or not; without `fsync` a crash of the machine would. `settings` are further settings of Postgres, by name; `links` are
+    further addresses of this machine on which it listens, each for its neighbours (/30) alone.
     """
 
-    def __init__(self, binaries: Binaries, *, fsync: bool = False, settings: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        binaries: Binaries,
+        *,
+        fsync: bool = False,
+        settings: dict[str, str] | None = None,
+        links: tuple[str, ...] = (),
+    ) -> None:
         # First of all what the base class's __del__ relies on.
         self.child_process: subprocess.Popen[bytes] | None = None
         self._owner_pid = os.getpid()
@@ -54,6 +62,7 @@ class Server(testing.postgresql.Postgresql):  # type: ignore[misc]
         self._binaries = reachable(binaries, self._account)
         self._flags = [f"--{name}={value}" for name, value in {**_SETTINGS, **(settings or {})}.items()]
         self._flags += [] if fsync else ["-F"]
+        self._links = links
         self._count = 0
         _sweep()
         super().__init__(base_dir=tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=fastest_folder()))
@@ -62,6 +71,11 @@ class Server(testing.postgresql.Postgresql):  # type: ignore[misc]
     def version(self) -> int:
         """The server's major version, such as 18."""
         return self._binaries.major
+
+    @property
+    def binaries(self) -> Binaries:
+        """What it runs on, for a second server of the same version."""
+        return self._binaries
 
     def conninfo(self, dbname: str = "postgres", *, tcp: bool = False) -> str:
         """The dsn of a database on this server, through the socket or through 127.0.0.1."""
@@ -126,10 +140,13 @@ class Server(testing.postgresql.Postgresql):  # type: ignore[misc]
         run = subprocess.run(command, capture_output=True, text=True, check=False, **self._account.spawn())
         if run.returncode != 0:
             raise RuntimeError(f"initdb failed: {run.stderr}")
+        with Path(self.get_data_directory(), "pg_hba.conf").open("a") as rules:
+            rules.writelines(f"host all all {address}/30 trust\n" for address in self._links)
 
     def get_server_commandline(self) -> list[str]:
         where = ["-D", self.get_data_directory(), "-k", f"{self.base_dir}/tmp"]
-        return [self.postgres, *where, "-h", "127.0.0.1", "-p", str(self.settings["port"]), *self._flags]
+        hosts = ",".join(["127.0.0.1", *self._links])
+        return [self.postgres, *where, "-h", hosts, "-p", str(self.settings["port"]), *self._flags]
 
     def start(self) -> None:
         if self.child_process is not None:

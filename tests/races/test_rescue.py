@@ -61,6 +61,31 @@ def test_without_the_supervisors_list_started_jobs_count_as_begun(worker: Steps,
     assert connection.execute("select lost_attempts from pgsched.ready order by job_id").fetchall() == [(1,), (0,)]
 
 
+def test_where_suspects_had_begun_only_they_are_charged(dsn: str, connection: Any) -> None:
+    # 1. A worker dies with two jobs. 2. They and three more run in another, which dies too: whoever ran beside the suspects by
+    # chance is not charged, also where the rescue goes in chunks and the suspects have been moved by an earlier one.
+    suspects = enqueue(connection, 2)
+    first = Steps(dsn)
+    first.claim()
+    first.close()
+    rescue(connection, first)
+    others = enqueue(connection, 3)
+    second = Steps(dsn)
+    assert len(second.claim()) == 5
+    second.close()
+    moved = 0
+    while True:
+        answer = connection.execute("select pgsched.rescue(%s, null, true, n => 1)", (second.id,)).fetchone()[0]
+        moved += answer["moved"]
+        if not answer["left"]:
+            break
+    assert moved == 5
+    rows = dict(connection.execute("select job_id, lost_attempts from pgsched.ready").fetchall())
+    assert rows == dict.fromkeys(suspects, 2) | dict.fromkeys(others, 0)
+    lost = connection.execute("select job_id, error from pgsched.attempt_log order by ended_at desc limit 5").fetchall()
+    assert {error.partition("(")[2] for job_id, error in lost if job_id in others} == {"lost attempts: 0)"}
+
+
 def test_a_job_that_loses_its_third_worker_ends_as_failed(dsn: str, connection: Any) -> None:
     job_id = enqueue(connection)[0]
     for deaths in range(3):

@@ -7,8 +7,8 @@
 --   snooze      {after_s, reason?}   waits, and the attempt is not charged
 --   cancelled   {reason?}
 --   give_back   {begun?}   back to ready at once, and the attempt is not charged
---   lost        {reason, begun}   its worker died (only rescue() may say so)
--- `begun` says whether the handler had begun (else: where started_at is set): then expires_at is over, and a death is charged.
+--   lost        {reason, begun, charged}   its worker died (only rescue() may say so)
+-- `begun` says whether the handler had begun (else: where started_at is set): then expires_at is over.
 -- A running job that was told to cancel ends as cancelled whatever is reported.
 --
 -- Answers a verdict for every claim that this worker held: accepted; cancelled (ended, but as cancelled);
@@ -33,7 +33,7 @@ begin
     with given as materialized (
         select * from jsonb_to_recordset(ended) g (job_id bigint, claim_id bigint, outcome text, result jsonb, reason text,
             error_type text, error text, traceback text, after_s double precision, first_s double precision,
-            cap_s double precision, begun boolean)
+            cap_s double precision, begun boolean, charged boolean)
     ),
     mine as materialized (
         select g.*, r.queue, r.attempt, r.lost_attempts, r.worker_id, r.started_at, r.expires_at,
@@ -43,7 +43,7 @@ begin
                 when g.outcome = 'retry' then
                     case when r.attempt >= (select j.max_attempts from job j where j.id = g.job_id) then 'failed' else 'retry' end
                 when g.outcome = 'lost' and rescuing then
-                    case when r.lost_attempts + 1 >= max_lost and coalesce(g.begun, r.started_at is not null) then 'failed' else 'give_back' end
+                    case when r.lost_attempts + 1 >= max_lost and g.charged then 'failed' else 'give_back' end
                 when g.outcome in ('succeeded', 'failed', 'snooze', 'cancelled', 'give_back') then g.outcome
                 else refuse('PGS09', format('finish: outcome "%s" of claim %s is not known', g.outcome, g.claim_id),
                     'It is one of succeeded, failed, retry, snooze, cancelled, give_back.')
@@ -99,7 +99,7 @@ begin
     back as (
         insert into ready (queue, priority, job_id, expires_at, attempt, lost_attempts)
         select s.queue, coalesce((select j.priority from job j where j.id = s.job_id), 5), s.job_id,
-            case when not s.had_begun then s.expires_at end, s.attempt - 1, s.lost_attempts + (s.outcome = 'lost' and s.had_begun)::integer
+            case when not s.had_begun then s.expires_at end, s.attempt - 1, s.lost_attempts + (s.outcome = 'lost' and coalesce(s.charged, false))::integer
         from settled s where s.fate = 'give_back'
         on conflict (queue, job_id) do nothing
     ),

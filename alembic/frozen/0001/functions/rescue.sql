@@ -3,8 +3,9 @@
 -- and its process has seen the worker's lock free, at the same `generation`, for `silent_s` seconds, at least the worker's own
 -- rescue_after (counted from the answer of the first look, by a clock that does not stand still): a worker that lost its lease
 -- for so long has ended all that it ran. `begun`: the claims whose handlers had begun,
--- where the caller knows; null: those whose started_at is set. Only those are charged, to lost_attempts; a job whose
--- workers died max_lost_attempts times ends as failed. A job that was told to cancel ends as cancelled.
+-- where the caller knows; null: those whose started_at is set. Only those are charged, to lost_attempts, and where some of
+-- them are suspects (a worker had died with them before) only the suspects: whoever ran beside one by chance is not. A job
+-- whose workers died max_lost_attempts times ends as failed. A job that was told to cancel ends as cancelled.
 -- Each call moves at most `n` jobs with ids above `above`; answers {"moved": k, "left": m, "last": the last id it met}. One
 -- job that cannot be moved does not stop the others, and one that somebody holds at this moment is left: go on with
 -- above => last until "last" is null, then begin anew while "left" is not 0.
@@ -32,6 +33,7 @@ declare
     one jsonb;
     moved integer := 0;
     patience interval;
+    suspects boolean;
 begin
     if certified is not true then
         if silent_s is null or silent_s = 'NaN' then
@@ -62,20 +64,33 @@ begin
         perform refuse('PGS07', format('rescue: worker %s has attached again', worker_id), 'Its silence was broken: wait anew.');
     end if;
     perform force_durable();
+    -- (Found once, before the first of them is moved.)
+    suspects := coalesce(
+        (select w.died_with_suspects from worker w where w.id = $1),
+        (
+            select true from running r
+            where r.worker_id = $1 and r.lost_attempts > 0 and case when begun is null then r.started_at is not null else r.claim_id = any (begun) end
+            limit 1
+        ),
+        false);
     update worker w
-    set rescued_at = clock_timestamp(),
+    set died_with_suspects = suspects, rescued_at = clock_timestamp(),
         rescue_reason = case when certified then 'its process was reaped' else format('its lock was free for %s s', round(silent_s::numeric, 1)) end
     where w.id = $1 and w.rescued_at is null;
     lost := (
         select jsonb_agg(jsonb_build_object('job_id', r.job_id, 'claim_id', r.claim_id, 'outcome', 'lost',
             'begun', case when begun is null then r.started_at is not null else r.claim_id = any (begun) end,
-            'reason', format('worker %s died while it held the job (lost attempts: %s)', $1, r.lost_attempts::bigint + 1)) order by r.job_id)
+            'charged', r.charged,
+            'reason', format('worker %s died while it held the job (lost attempts: %s)', $1, r.lost_attempts::bigint + r.charged::integer)) order by r.job_id)
         from (
-            select * from running r
-            where r.worker_id = $1 and r.job_id > coalesce(above, 0)
-            order by r.job_id
-            limit n
-            for update skip locked
+            select r.*, (not suspects or r.lost_attempts > 0) and case when begun is null then r.started_at is not null else r.claim_id = any (begun) end as charged
+            from (
+                select * from running r
+                where r.worker_id = $1 and r.job_id > coalesce(above, 0)
+                order by r.job_id
+                limit n
+                for update skip locked
+            ) r
         ) r);
     if lost is not null then
         begin

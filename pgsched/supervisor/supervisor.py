@@ -1,0 +1,335 @@
+"""The loop of the supervisor: one look at every worker, 20 times a second, that nothing may hold up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import logging.handlers
+import os
+import queue
+import selectors
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import psycopg
+
+from pgsched.errors import PgschedError, UsageError
+from pgsched.exit_code import ExitCode
+from pgsched.leader import Leader
+from pgsched.lease import now
+from pgsched.loop import backoff
+from pgsched.supervisor.child import FAMILY_S, Certificate, ChildWorker
+from pgsched.supervisor.family import adopt_orphans, reap_orphans
+
+log = logging.getLogger("pgsched.supervisor")
+
+_LOOK_S = 0.05
+_REAP_EVERY_S = 1.0
+_HEALTHY_S = 3.0
+"""A worker that lived so long after its start is followed by another at once, any other with backoff."""
+_LAST_WORDS_S = 10.0
+"""How long a stopping supervisor goes on presenting certificates; then the jobs wait for a leader."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a supervisor runs.
+
+    command       the worker's command line after `pgsched`
+    dsn           its database, where that is not the App's own
+    processes     how many workers, 1 to 1000
+    lead          whether this process also stands for leader
+    recycle_jobs  a worker that has run so many jobs is followed by a fresh one; None: never
+    recycle_mb    the same for one that holds so many megabytes of memory (Linux)
+
+    Raises `UsageError` for a value out of range.
+    """
+
+    command: Sequence[str]
+    dsn: str | None = None
+    processes: int = 1
+    lead: bool = True
+    recycle_jobs: int | None = None
+    recycle_mb: int | None = None
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if not 1 <= self.processes <= 1000:
+            raise UsageError(f"processes is {self.processes}: it is a number from 1 to 1000")
+        for name in ("recycle_jobs", "recycle_mb"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"{name} is {value}: it must be at least 1")
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where one worker runs, and another after it."""
+
+    child: ChildWorker
+    waits: Iterator[float] = field(default_factory=backoff)
+    start_at: float = 0.0
+    ended_at: float | None = None
+    retiring: bool = False
+    running: bool = False
+    doomed: bool = False
+
+
+class Supervisor:
+    """`Supervisor(plan).run()` in the main thread, until SIGTERM or SIGINT; a second one hurries the workers."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._places = [self._place() for _ in range(plan.processes)]
+        self._own: frozenset[int] | None = None
+        self._asked = 0
+        self._forwarded = 0
+        self._code: int = ExitCode.OK
+        self._had_attached = False
+        self._selector = selectors.DefaultSelector()
+        self._registrars = ThreadPoolExecutor(4, thread_name_prefix="pgsched-certificate")
+        self._certificates: list[Future[None]] = []
+        self._over = threading.Event()
+        self._leader: _Leading | None = None
+
+    def run(self) -> int:
+        """Keep the workers running until it is told to stop; the worst of their exit codes.
+
+        Where no worker could even attach and one has ended with an error, that error ends the supervisor too.
+        """
+        self._own = adopt_orphans()
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with _logging_that_cannot_block():
+                self._watch()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return self._code
+
+    def _stop(self, *_: int | FrameType | None) -> None:
+        self._asked += 1
+
+    def _watch(self) -> None:
+        reaped_at = 0.0
+        while True:
+            for place in list(self._places):
+                self._tend(place)
+            if self._asked > self._forwarded:
+                self._forward()
+            self._lead()
+            if now() - reaped_at > _REAP_EVERY_S:
+                reaped_at = now()
+                reap_orphans({p.child.process.pid for p in self._places if p.child.process}, self._own)
+            if self._asked and not any(place.running for place in self._places):
+                break
+            dying = any(place.ended_at is not None for place in self._places)
+            for key, _ in self._selector.select(0.002 if dying else _LOOK_S):
+                self._forget(key.fd)
+        self._end()
+
+    # ---- One worker.
+
+    def _place(self) -> _Place:
+        return _Place(ChildWorker(self._plan.command, self._plan.dsn, quiet=self._plan.quiet))
+
+    def _tend(self, place: _Place) -> None:
+        """What is to be done about one worker at this moment."""
+        if not place.running:
+            if place.retiring:
+                self._places.remove(place)
+            elif not self._asked and now() >= place.start_at:
+                self._start(place)
+        elif place.child.has_ended():
+            self._bury(place)
+        elif place.doomed:
+            return
+        elif why := place.child.seen.doom(now()):
+            place.child.send(signal.SIGKILL)
+            place.doomed = True
+            log.critical("worker process %s is killed: %s", _pid(place), why)
+        elif not place.retiring and not self._asked and (why := self._is_used_up(place)):
+            log.info("worker process %s is followed by a fresh one: %s", _pid(place), why)
+            place.retiring = True
+            place.child.send(signal.SIGTERM)
+            self._places.append(self._place())
+
+    def _start(self, place: _Place) -> None:
+        place.child.start()
+        place.running, place.doomed, place.ended_at = True, False, None
+        with contextlib.suppress(AttributeError, OSError):
+            # Its end wakes this loop at once; where there is no such thing, the next look finds it.
+            self._selector.register(os.pidfd_open(_pid(place)), selectors.EVENT_READ)
+
+    def _forget(self, fd: int) -> None:
+        self._selector.unregister(fd)
+        os.close(fd)
+
+    def _bury(self, place: _Place) -> None:
+        """One step: what it left behind is killed; when nothing is left it is reaped, and its death certified."""
+        place.ended_at = place.ended_at or now()
+        others = [other.child.tag for other in self._places if other is not place and other.running]
+        left = place.child.clear(others, self._own)
+        if left and now() - place.ended_at < FAMILY_S:
+            return
+        pid, has_attached = _pid(place), place.child.seen.worker_id != 0
+        code, certificate = place.child.bury(left)
+        lived = now() - place.child.started_at
+        place.running, place.ended_at = False, None
+        self._had_attached |= has_attached
+        if certificate is not None:
+            self._certificates.append(self._registrars.submit(self._present, certificate))
+        if self._asked or place.retiring:
+            self._note(code, has_attached)
+            return
+        if not self._had_attached and code > 0:
+            log.error("worker process %s could not start: exit code %s", pid, code)
+            self._code = code
+            self._asked += 1
+            return
+        wait = 0.0
+        if has_attached and lived > _HEALTHY_S:
+            place.waits = backoff()
+        else:
+            wait = next(place.waits)
+        place.start_at = now() + wait
+        log.warning(
+            "worker process %s has ended with %s after %.1f s; another starts in %.1f s", pid, code, lived, wait
+        )
+
+    def _note(self, code: int, has_attached: bool) -> None:
+        """The exit code of a worker that was told to stop counts for ours."""
+        if code < 0:  # a signal: one that was still starting had nothing to lose
+            code = ExitCode.ERROR if has_attached else ExitCode.OK
+        self._code = max(self._code, code)
+
+    def _is_used_up(self, place: _Place) -> str | None:
+        jobs, memory = self._plan.recycle_jobs, self._plan.recycle_mb
+        if jobs is not None and (ended := place.child.seen.ended) >= jobs:
+            return f"it has run {ended} jobs"
+        if memory is not None and (held := _resident_mb(_pid(place))) >= memory:
+            return f"it holds {held} MB"
+        return None
+
+    def _present(self, certificate: Certificate) -> None:
+        """Present it until the database has taken it; a stopping supervisor gives up after a while."""
+        for wait in backoff(0.05, 5.0):
+            try:
+                if moved := certificate.present():
+                    log.info("%s jobs of worker %s went back", moved, certificate.worker_id)
+                return
+            except (psycopg.Error, PgschedError) as error:
+                log.warning("worker %s is dead, but: %s", certificate.worker_id, str(error).strip())
+            if self._over.wait(wait):
+                return
+
+    # ---- The whole.
+
+    def _forward(self) -> None:
+        """SIGTERM to every worker, once for each that came."""
+        self._forwarded += 1
+        if self._leader is not None:
+            self._leader.stop()
+        for place in self._places:
+            if place.running:
+                place.child.send(signal.SIGTERM)
+
+    def _lead(self) -> None:
+        """Stand for leader, once a worker has said where the database is."""
+        if self._leader is None and self._plan.lead and not self._asked:
+            for place in self._places:
+                if place.running and (target := place.child.target):
+                    self._leader = _Leading(*target)
+                    return
+
+    def _end(self) -> None:
+        deadline = now() + _LAST_WORDS_S
+        for presented in self._certificates:
+            with contextlib.suppress(TimeoutError):
+                presented.result(max(0.0, deadline - now()))
+        self._over.set()
+        if self._leader is not None:
+            self._leader.stop()
+            self._leader.join(5.0)
+        self._registrars.shutdown(wait=False, cancel_futures=True)
+        self._selector.close()
+
+
+class _Leading:
+    """A leader in a thread with an event loop of its own."""
+
+    def __init__(self, dsn: str, schema: str) -> None:
+        self._leader = Leader(dsn, schema)
+        self._loop = asyncio.new_event_loop()
+        self._stopped = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="pgsched-leader", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Resign."""
+        with contextlib.suppress(RuntimeError):  # (the loop has ended)
+            self._loop.call_soon_threadsafe(self._stopped.set)
+
+    def join(self, patience_s: float) -> None:
+        """Wait for its end."""
+        self._thread.join(patience_s)
+
+    def _run(self) -> None:
+        with contextlib.closing(self._loop):
+            self._loop.run_until_complete(self._stand())
+
+    async def _stand(self) -> None:
+        for wait in backoff(1.0, 30.0):
+            try:
+                await self._leader.run(self._stopped)
+                return
+            except (psycopg.Error, PgschedError) as error:
+                log.error("this process cannot stand for leader: %s", str(error).strip())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), wait)
+            if self._stopped.is_set():
+                return
+
+
+@contextlib.contextmanager
+def _logging_that_cannot_block() -> Iterator[None]:
+    """Messages go through a queue to a thread: a log that nobody reads must not keep a worker from being killed in time."""
+    root = logging.getLogger()
+    handlers = root.handlers[:]
+    messages: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
+
+    def write() -> None:
+        while (record := messages.get()) is not None:
+            for handler in handlers:
+                if record.levelno >= handler.level:
+                    handler.handle(record)
+
+    writer = threading.Thread(target=write, name="pgsched-log", daemon=True)
+    writer.start()
+    root.handlers[:] = [logging.handlers.QueueHandler(messages)]
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        messages.put(None)
+        writer.join(1.0)
+
+
+def _pid(place: _Place) -> int:
+    assert place.child.process is not None
+    return place.child.process.pid
+
+
+def _resident_mb(pid: int) -> int:
+    """Its resident memory in MB; 0 where the kernel does not tell."""
+    try:
+        pages = int(Path("/proc", str(pid), "statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE") // 1_000_000
