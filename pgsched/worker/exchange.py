@@ -90,8 +90,8 @@ class Ledger:
             self.end(job, outcome.given_back(job.job_id, job.claim_id, why, begun=False))
 
     def settle_suspects(self) -> None:
-        """The next suspect begins, if nothing else runs or may come."""
-        if self._suspects and self._alone is None and self.active == len(self._suspects) and not self.asked:
+        """The next suspect begins, if nothing else runs, may come, or has an outcome that could be lost with it."""
+        if self._suspects and self._alone is None and len(self.claims) == len(self._suspects) and not self.asked:
             self._next_suspect(self._suspects[0])
 
     def _next_suspect(self, job: Claimed) -> None:
@@ -111,7 +111,6 @@ class Ledger:
         self.ended.append((job, result))
         if self._alone is job:
             self._alone = None
-        self.settle_suspects()
         self.work.set()
 
     def wake(self) -> None:

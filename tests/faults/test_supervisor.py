@@ -66,7 +66,7 @@ def overlap(notes: Path) -> float:
     for line in notes.read_text().splitlines():
         job, fence, at = line.split()
         spans[int(job)][int(fence)].append(float(at))
-    worst = 0.0
+    worst = float("-inf")
     for claims in spans.values():
         ordered = [claims[fence] for fence in sorted(claims)]
         for earlier, later in zip(ordered, ordered[1:], strict=False):
@@ -75,29 +75,27 @@ def overlap(notes: Path) -> float:
 
 
 @pytest.mark.campaign
-def test_after_kill_nine_the_job_runs_again_and_quickly(dsn: str, connection: Any) -> None:
+def test_after_kill_nine_the_job_runs_elsewhere_and_quickly(dsn: str, connection: Any) -> None:
+    rounds = 50 if FULL else 4
     took = []
-    with supervised(dsn) as one:
-        for round_no in range(50 if FULL else 5):
-            pid = one.worker()
-            job = apps.sleeps.using(priority=0).enqueue(600)
+    with supervised(dsn, "--processes", "2", "--concurrency", "2") as one:
+        for _ in range(rounds):
+            wait_until(dsn, "(select count(*) from pgsched.workers where state = 'alive') = 2")
+            job = apps.sleeps.enqueue(600)
             wait_until(dsn, f"exists (select from trace where what = 'began' and job_id = {job.id})")
-            began_at = time.monotonic()
-            os.kill(pid, signal.SIGKILL)
+            query = "select w.pid from pgsched.workers w join pgsched.running r on r.worker_id = w.id where r.job_id = %s"
+            victim = connection.execute(query, (job.id,)).fetchone()
+            assert victim is not None
+            killed_at = time.monotonic()
+            os.kill(victim[0], signal.SIGKILL)
             wait_until(dsn, f"(select count(*) from trace where what = 'began' and job_id = {job.id}) = 2")
-            took.append(time.monotonic() - began_at)
-            connection.execute(
-                "update pgsched.running set stop_requested_at = now(), stop_reason = 'cancel' where job_id = %s",
-                (job.id,),
-            )
-            os.kill(one.worker(), signal.SIGKILL)
+            took.append(time.monotonic() - killed_at)
+            # (It was told to cancel, so the next death ends it.)
+            connection.execute("update pgsched.running set stop_requested_at = now(), stop_reason = 'cancel'")
+            os.kill(connection.execute(query, (job.id,)).fetchone()[0], signal.SIGKILL)  # type: ignore[index]
             wait_until(dsn, ended(job.id))
-    print(
-        f"kill -9 to running again, {len(took)} rounds: median {statistics.median(took):.2f} s, slowest {max(took):.2f} s"
-    )
-    assert connection.execute("select count(*) from pgsched.attempt_log where state = 'lost'").fetchone() == (
-        len(took),
-    )
+    print(f"kill -9 to running elsewhere, {rounds} rounds: median {statistics.median(took):.2f} s, slowest {max(took):.2f} s")
+    assert connection.execute("select count(*) from pgsched.attempt_log where state = 'lost'").fetchone() == (2 * rounds,)
 
 
 def test_a_frozen_worker_is_killed_and_its_job_never_runs_twice_at_once(
@@ -149,7 +147,7 @@ def test_an_outage_is_nobodys_fault_even_where_a_handler_has_to_be_killed(
 
 def test_every_grandchild_goes_with_its_worker(dsn: str, connection: Any) -> None:
     enqueue(connection, task="has_children", queue="tests")
-    with supervised(dsn) as one:
+    with supervised(dsn, "--drain", "0.1") as one:
         wait_until(dsn, began())
         pids = [
             int(row[0].split()[1]) for row in connection.execute("select what from trace where what like 'child %'")
@@ -158,7 +156,11 @@ def test_every_grandchild_goes_with_its_worker(dsn: str, connection: Any) -> Non
         os.kill(one.worker(), signal.SIGKILL)
         wait_until(dsn, began(2))
         assert all(is_gone(pid) for pid in pids), "the job runs again, so nothing of its first run may"
+        one.process.terminate()
+        time.sleep(0.3)
         assert one.stop() == ExitCode.STILL_RUNNING
+    left = [int(row[0].split()[1]) for row in connection.execute("select what from trace where what like 'child %'")]
+    assert all(is_gone(pid) for pid in left)
 
 
 def test_workers_die_with_their_supervisor(dsn: str) -> None:
@@ -200,7 +202,7 @@ def test_a_worker_is_followed_by_a_fresh_one_after_so_many_jobs(dsn: str, connec
         wait_until(dsn, ENDED)
         assert second != first and one.stop() == ExitCode.OK
     assert connection.execute("select distinct state, attempt from pgsched.jobs").fetchall() == [("succeeded", 1)]
-    assert connection.execute("select count(*) from pgsched.attempt_log").fetchone() == (0,)
+    assert connection.execute("select distinct state from pgsched.attempt_log where state <> 'given_back'").fetchall() == []
 
 
 def test_a_worker_that_cannot_start_ends_the_supervisor_with_its_error(dsn: str) -> None:

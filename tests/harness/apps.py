@@ -175,7 +175,7 @@ async def blocks_the_loop(seconds: float) -> None:
 @app.task
 def holds_the_gil() -> None:
     record("began", pgsched.current_job().id)
-    re.match(r"(a|a|b)*$", "a" * 40 + "c")  # (for many minutes)
+    re.match(r"(a+)+$", "a" * 60 + "c")  # (for many minutes)
     record("after", pgsched.current_job().id)
 
 
@@ -184,7 +184,7 @@ def has_children() -> None:
     """Three grandchildren: an ordinary one, one in a session of its own, and a daemon without our variables."""
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     pids = [subprocess.Popen(sleep).pid, subprocess.Popen(sleep, start_new_session=True).pid]
-    daemon = "import os, subprocess, sys; print(subprocess.Popen(sys.argv[1:], env={}, start_new_session=True, stdout=subprocess.DEVNULL).pid)"
+    daemon = "import os, subprocess, sys; print(subprocess.Popen(sys.argv[1:], env={}, start_new_session=True, stdout=-3, stderr=-3).pid)"
     found = subprocess.run([sys.executable, "-c", daemon, *sleep], capture_output=True, text=True, check=True)
     for pid in [*pids, int(found.stdout)]:
         record(f"child {pid}", pgsched.current_job().id)

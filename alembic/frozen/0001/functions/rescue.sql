@@ -80,7 +80,7 @@ begin
     lost := (
         select jsonb_agg(jsonb_build_object('job_id', r.job_id, 'claim_id', r.claim_id, 'outcome', 'lost',
             'begun', case when begun is null then r.started_at is not null else r.claim_id = any (begun) end,
-            'charged', r.charged,
+            'charged', r.charged, 'queue', r.queue,
             'reason', format('worker %s died while it held the job (lost attempts: %s)', $1, r.lost_attempts::bigint + r.charged::integer)) order by r.job_id)
         from (
             select r.*, (not suspects or r.lost_attempts > 0) and case when begun is null then r.started_at is not null else r.claim_id = any (begun) end as charged
@@ -105,6 +105,7 @@ begin
                 end;
             end loop;
         end;
+        perform wake(array(select l ->> 'queue' from jsonb_array_elements(lost) l));
     end if;
     return jsonb_build_object('moved', moved, 'left', (select count(*) from running r where r.worker_id = $1),
         'last', lost -> -1 -> 'job_id');
