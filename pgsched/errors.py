@@ -155,3 +155,11 @@ def translate(error: psycopg.Error, schema: str) -> PgschedError | None:
             f'{text}: ask the owner of schema "{schema}" to run "pgsched grant ROLE --as client|worker|reader"'
         )
     return None
+
+
+def primary(error: BaseException) -> str:
+    """What an error says, in one line: of a database's error its primary message alone, without detail and context."""
+    if isinstance(error, psycopg.Error) and error.diag.message_primary:
+        return error.diag.message_primary
+    text = str(error).strip()
+    return (text if isinstance(error, ConnectError) else text.partition("\n")[0]) or type(error).__name__

@@ -6,8 +6,11 @@ The database's errors come out as pgsched's own where they are (see `errors.tran
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
@@ -66,6 +69,27 @@ async def arun(connection: AsyncConnection, call: Call[T]) -> T:
         f"connection= is a {type(connection).__name__}: the async twins take a psycopg.AsyncConnection, or a SQLAlchemy "
         "AsyncConnection or AsyncSession"
     )
+
+
+async def bounded(connection: psycopg.AsyncConnection[Any], work: Coroutine[Any, Any, T], at_most_s: float) -> T:
+    """The outcome of `work`, which waits for answers on this connection. Raises `OperationalError` when it takes too long.
+
+    The connection is hung up then, and when the caller is cancelled: psycopg would first ask the server to cancel the
+    statement, on a new connection, and then wait for the answer, so that a link on which nothing arrives would hold it longer.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=max(at_most_s, 0.0))
+        if not task.done():
+            raise psycopg.OperationalError(f"no answer came in {at_most_s:.0f} s")
+        return task.result()
+    finally:
+        if not task.done():
+            # Only its socket: a libpq connection must not be freed under a call. This wakes the call, which fails at once.
+            with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as link:
+                link.shutdown(socket.SHUT_RDWR)
+            await asyncio.wait({task})
+            task.exception()
 
 
 def refuse_in_loop(name: str, twin: str) -> None:

@@ -20,13 +20,14 @@ import psycopg
 from psycopg.adapt import Loader
 from psycopg.pq import Format
 
+from pgsched.bounds import network_wishes, set_bounds
 from pgsched.calls import Call, Calls
 from pgsched.client import PROTOCOL, check_protocol
 from pgsched.dsn import unreachable
 from pgsched.errors import ConnectError, NoSession
 from pgsched.lease import LeaseTimes
 from pgsched.loop import backoff
-from pgsched.run import arun
+from pgsched.run import arun, bounded
 
 T = TypeVar("T")
 log = logging.getLogger("pgsched.worker")
@@ -52,6 +53,7 @@ TRY_AGAIN = (
 
 _READ_COMMITTED = "set default_transaction_isolation = 'read committed'"
 _SETTINGS = _READ_COMMITTED + "; set lock_timeout = '800ms'; set intervalstyle = 'postgres'; {more}"
+_TRANSACTION = 170000, "transaction_timeout = '{bound}ms'", "a transaction is bounded by its statements alone"
 # (A work session holds the worker's lock as well: one that a frozen process left idle must not keep it for ever.)
 _WORK = "set statement_timeout = '60s'; set idle_in_transaction_session_timeout = '60s'; set idle_session_timeout = '{silence}ms'"
 _ANSWER_S = 75.0
@@ -82,10 +84,14 @@ class Identity:
         self.token = ""
         self.epoch = 0
         self._next_no = 0
-        self._doubted = False
+        self.doubted: set[int] = set()
+        """Backends whose last answer came with a warning."""
 
-    async def connect(self, kind: str, settings: str) -> psycopg.AsyncConnection[Any]:
-        """A new connection with the settings of its kind. Raises `ConnectError` when the database does not answer."""
+    async def connect(self, kind: str, settings: str, longest_s: float | None = None) -> psycopg.AsyncConnection[Any]:
+        """A new connection with the settings of its kind; no transaction of it lasts longer than `longest_s`.
+
+        Raises `ConnectError` when the database does not answer.
+        """
         # A cut link is noticed within a third of the lease, on an idle session and on one that waits for an answer.
         patience_s = max(2, int(self.times.heartbeat.total_seconds()))
         network: dict[str, Any] = {
@@ -101,20 +107,50 @@ class Identity:
             )
         except psycopg.OperationalError as error:
             raise unreachable(self.dsn, error) from error
+        pid = connection.info.backend_pid
+
+        def noticed(notice: psycopg.errors.Diagnostic) -> None:
+            if notice.severity_nonlocalized == "WARNING":
+                self.doubted.add(pid)
+
+        self.doubted.discard(pid)
+        wishes = network_wishes(patience_s)
+        if longest_s is not None:
+            since, setting, weaker = _TRANSACTION
+            wishes.append((since, setting.format(bound=int(longest_s * 1000)), weaker))
         try:
-            await connection.execute(_SETTINGS.format(more=settings))
+            connection.add_notice_handler(noticed)
+            await bounded(connection, set_bounds(connection, _SETTINGS.format(more=settings), wishes), self._bound_s)
         except BaseException:
             await connection.close()
             raise
         return connection
 
+    @property
+    def _bound_s(self) -> float:
+        """How long a lease session may wait for an answer, and any session for its first ones."""
+        return self.times.heartbeat.total_seconds()
+
+    async def _ask(self, connection: psycopg.AsyncConnection[Any], call: Call[T]) -> T:
+        """The answer of a call that the server has committed with its quorum; else it is none, and the session is over."""
+        self.doubted.discard(connection.info.backend_pid)
+        answer = await bounded(connection, arun(connection, call), self._bound_s)
+        self.believe(connection)
+        return answer
+
+    def believe(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Raise `NoSession` where the last answer came with a warning: its wait for the synchronous standby was cancelled."""
+        if connection.info.backend_pid in self.doubted:
+            self.doubted.discard(connection.info.backend_pid)
+            raise NoSession("it was answered by a server that could not commit it with its quorum")
+
     async def attach(self) -> psycopg.AsyncConnection[Any]:
         """The first lease session: registers the worker. Raises `ProtocolMismatch`, `NotAdopted`, `SchemaError`..."""
         connection = await self._connect_lease()
         try:
-            check_protocol(self.calls.schema, await arun(connection, self.calls.protocol()))
+            check_protocol(self.calls.schema, await self._ask(connection, self.calls.protocol()))
             info = self.info | {"protocol": PROTOCOL, "rescue_after_s": self.times.rescue.total_seconds()}
-            self.id, self.token, self.epoch = await arun(connection, self.calls.attach(json.dumps(info)))
+            self.id, self.token, self.epoch = await self._ask(connection, self.calls.attach(json.dumps(info)))
         except BaseException:
             await connection.close()
             raise
@@ -124,50 +160,48 @@ class Identity:
         """A new lease session for the same worker, and which of the claims the server does not know."""
         connection = await self._connect_lease()
         try:
-            return connection, await arun(connection, self.calls.reattach(self.id, self.token, list(claims)))
+            unknown = await self._ask(connection, self.calls.reattach(self.id, self.token, list(claims)))
+            await self.heartbeat(connection)
+            return connection, unknown
         except BaseException:
             await connection.close()
             raise
 
     async def open_session(self) -> tuple[psycopg.AsyncConnection[Any], int]:
         """A new work session and its number."""
-        connection = await self.connect("work", _WORK.format(silence=int(self.times.client.total_seconds() * 1000)))
+        settings = _WORK.format(silence=int(self.times.client.total_seconds() * 1000))
+        connection = await self.connect("work", settings, _ANSWER_S)
         try:
             connection.adapters.register_loader("jsonb", RawJson)
             self._next_no += 1
             number = self._next_no
-            epoch = await arun(connection, self.calls.open_session(self.id, self.token, number))
-            if epoch < self.epoch:
-                raise NoSession(
-                    f"this server's epoch is {epoch}, the lease's is {self.epoch}: it is not the primary that it was"
-                )
-            self.epoch = epoch
+            epoch = await self._ask(connection, self.calls.open_session(self.id, self.token, number))
+            self._is_on(epoch)
             return connection, number
         except BaseException:
             await connection.close()
             raise
 
-    async def heartbeat(self, lease: psycopg.AsyncConnection[Any]) -> bool:
-        """Send a heartbeat; whether it was answered by a server that could commit it with its quorum.
+    async def heartbeat(self, lease: psycopg.AsyncConnection[Any]) -> None:
+        """Send a heartbeat. Returns when a server that could commit it with its quorum has answered.
 
-        Raises one of BROKEN when the session is gone, `TimeoutError` when no answer came within a third of the lease.
+        Raises one of BROKEN when the session is gone, also when no answer came within a third of the lease.
         """
-        self._doubted = False
-        async with asyncio.timeout(self.times.heartbeat.total_seconds()):
-            await arun(lease, self.calls.heartbeat(self.id))
-        return not self._doubted
+        answer = await self._ask(lease, self.calls.heartbeat(self.id))
+        self._is_on(answer["epoch"])
+
+    def _is_on(self, epoch: int) -> None:
+        """Every session of a worker is on one server. Raises `NoSession` on one that was left behind by a promotion."""
+        if epoch < self.epoch:
+            raise NoSession(
+                f"this server's epoch is {epoch}, this worker has seen {self.epoch}: it is not the primary any more"
+            )
+        self.epoch = epoch
 
     async def _connect_lease(self) -> psycopg.AsyncConnection[Any]:
-        bound = self.times.heartbeat.total_seconds() * 1000
-        settings = _LEASE.format(bound=int(bound), silence=int(self.times.client.total_seconds() * 1000))
-        connection = await self.connect("lease", settings)
-        connection.add_notice_handler(self._noticed)
-        return connection
-
-    def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
-        """A warning on a heartbeat (its wait for the synchronous standby was cancelled) makes it no answer."""
-        if notice.severity_nonlocalized == "WARNING":
-            self._doubted = True
+        bound_s = self.times.heartbeat.total_seconds()
+        settings = _LEASE.format(bound=int(bound_s * 1000), silence=int(self.times.client.total_seconds() * 1000))
+        return await self.connect("lease", settings, 2 * bound_s)
 
 
 def describe(
@@ -232,11 +266,8 @@ class WorkSession:
             raise psycopg.OperationalError("the work session is closed")
         self._in_flight += 1
         try:
-            async with asyncio.timeout(_ANSWER_S):
-                answer = await arun(connection, call)
-        except TimeoutError:
-            await self._end(connection)
-            raise psycopg.OperationalError(f"no answer came in {_ANSWER_S:.0f} s") from None
+            answer = await bounded(connection, arun(connection, call), _ANSWER_S)
+            self._identity.believe(connection)
         except BROKEN as error:
             if isinstance(error, TRY_AGAIN) and not connection.broken:
                 raise

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 import psycopg
 
 from pgsched.calls import Call, Calls
-from pgsched.errors import NotLeader, PgschedError, WorkerAlive
-from pgsched.leader.session import SILENCE_S, bounded, open_session, primary
+from pgsched.errors import NotLeader, PgschedError, WorkerAlive, primary
+from pgsched.leader.session import SILENCE_S, open_session
 from pgsched.lease import Silence, now
 from pgsched.loop import backoff, wait_any
-from pgsched.run import arun
+from pgsched.run import arun, bounded
 from pgsched.session import BROKEN, TRY_AGAIN
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from pgsched.errors import UsageError, WorkerAlive, WorkerRescued
+from pgsched.errors import UsageError, WorkerAlive, WorkerRescued, primary
 from pgsched.exit_code import ExitCode
 from pgsched.leader import Leader
 from pgsched.lease import Lease, Order, now
@@ -256,12 +256,10 @@ class Worker:
             try:
                 await wait_any(self._stopped, at_most=self.settings.lease.heartbeat.total_seconds())
                 sent_at = now()
-                if await identity.heartbeat(lease):
-                    self._lease_answered(sent_at)
-                else:
-                    log.warning("a heartbeat was answered by a server that could not commit it with its quorum")
-            except (*BROKEN, TimeoutError) as error:
-                log.warning("the lease session was lost: %s", str(error).strip() or type(error).__name__)
+                await identity.heartbeat(lease)
+                self._lease_answered(sent_at)
+            except BROKEN as error:
+                log.warning("the lease session was lost: %s", primary(error))
                 await lease.close()
                 again = await persist("re-attach", lambda: self._reattach(identity), self._stopped, self._bound_s)
                 if again is None:
@@ -282,8 +280,7 @@ class Worker:
         for exchange in self._exchanges:
             await exchange.close()
         sent_at = now()
-        async with asyncio.timeout(self.settings.lease.heartbeat.total_seconds()):
-            lease, unknown = await identity.reattach(self.ledger.claims)
+        lease, unknown = await identity.reattach(self.ledger.claims)
         forgotten = [job for claim_id in unknown if (job := self.ledger.claims.get(claim_id)) is not None]
         for job in forgotten:
             log.error("job %s: the server no longer knows claim %s; its handler is stopped", job.job_id, job.claim_id)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from pgsched.exit_code import ExitCode
@@ -14,6 +17,10 @@ from pgsched.worker.settings import Settings
 if TYPE_CHECKING:
     from pgsched.app import App
     from pgsched.supervisor.child import Parent
+
+log = logging.getLogger("pgsched.worker")
+
+_LEFT_BEHIND_S = 5.0
 
 
 def run_worker(
@@ -37,6 +44,9 @@ def run_worker(
 
     async def main() -> ExitCode:
         worker = Worker(app, worker_settings, parent)
+        # Handlers that wait in asyncio.to_thread must not keep a new session from finding the server's address.
+        threads = ThreadPoolExecutor(worker_settings.concurrency + 32, thread_name_prefix="pgsched-loop")
+        asyncio.get_running_loop().set_default_executor(threads)
         for number in signals:
             asyncio.get_running_loop().add_signal_handler(number, worker.stop)
         try:
@@ -50,10 +60,28 @@ def run_worker(
             # Whatever the reason for the end: a thread that still runs must not outlive the watchdog, since its job may be
             # given to another worker.
             os._exit(code)
+        leaving.append(_end_within(code))
         return code
 
+    leaving: list[threading.Timer] = []
     try:
-        return int(asyncio.run(main()))
+        code = int(asyncio.run(main()))
+        if restore_signals:
+            leaving[0].cancel()
+        return code
     finally:
         for number, handler in before.items() if restore_signals else ():
             signal.signal(number, handler)
+
+
+def _end_within(code: ExitCode) -> threading.Timer:
+    """The process ends soon, whatever a handler has left behind in asyncio.to_thread: that would be waited for, for ever."""
+
+    def end() -> None:
+        log.error("threads that handlers have left behind do not end: the process ends without them")
+        os._exit(code)
+
+    timer = threading.Timer(_LEFT_BEHIND_S, end)
+    timer.daemon = True
+    timer.start()
+    return timer

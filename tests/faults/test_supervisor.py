@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 from harness import apps
+from harness.notes import overlap
 from harness.protocol import enqueue
 from harness.running import ENDED, ended, make_trace, supervised, wait_until
 
@@ -60,25 +61,11 @@ def lost_attempts(connection: Any, job_id: int) -> int:
     return int(row[0])
 
 
-def overlap(notes: Path) -> float:
-    """For how long two claims of one job ran at the same time, by what the handlers themselves have noted."""
-    spans: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for line in notes.read_text().splitlines():
-        job, fence, at = line.split()
-        spans[int(job)][int(fence)].append(float(at))
-    worst = float("-inf")
-    for claims in spans.values():
-        ordered = [claims[fence] for fence in sorted(claims)]
-        for earlier, later in zip(ordered, ordered[1:], strict=False):
-            worst = max(worst, max(earlier) - min(later))
-    return worst
-
-
 @pytest.mark.campaign
 def test_after_kill_nine_the_job_runs_elsewhere_and_quickly(dsn: str, connection: Any) -> None:
     rounds = 50 if FULL else 4
     took = []
-    with supervised(dsn, "--processes", "2", "--concurrency", "2") as one:
+    with supervised(dsn, "--processes", "2", "--concurrency", "2"):
         for _ in range(rounds):
             wait_until(dsn, "(select count(*) from pgsched.workers where state = 'alive') = 2")
             job = apps.sleeps.enqueue(600)

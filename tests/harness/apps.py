@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -173,6 +174,11 @@ async def blocks_the_loop(seconds: float) -> None:
 
 
 @app.task
+async def waits_in_a_thread(seconds: float) -> None:
+    await asyncio.to_thread(time.sleep, seconds)
+
+
+@app.task
 def holds_the_gil() -> None:
     record("began", pgsched.current_job().id)
     re.match(r"(a+)+$", "a" * 60 + "c")  # (for many minutes)
@@ -196,7 +202,7 @@ def has_children() -> None:
 async def runs_for(seconds: float) -> None:
     """Notes every 10 ms that it runs: who ran, and until when, by the clock that all processes of a machine share."""
     job = pgsched.current_job()
-    with open(os.environ["PGSCHED_TEST_LOG"], "a", buffering=1) as notes:
+    with Path(os.environ["PGSCHED_TEST_LOG"]).open("a", buffering=1) as notes:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             notes.write(f"{job.id} {job.fence} {time.clock_gettime(time.CLOCK_BOOTTIME):.4f}\n")

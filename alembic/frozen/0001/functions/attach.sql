@@ -43,6 +43,7 @@ begin
     end if;
     wait := make_interval(secs => (info ->> 'rescue_after_s')::double precision);
     epoch := check_installation(wait);
+    perform force_durable();
     worker_id := ('x' || replace(left(gen_random_uuid()::text, 18), '-', ''))::bit(64)::bigint & 9223372036854775807;
     token := gen_random_uuid()::text;
     perform pg_advisory_lock_shared(worker_id);
@@ -154,6 +155,7 @@ as $$
 begin
     perform check_installation((select w.rescue_after from worker w where w.id = worker_id));
     perform join_worker(worker_id, token, 0);
+    perform force_durable();
     update worker w set generation = generation + 1 where w.id = worker_id and w.rescued_at is null;
     if not found then
         perform pg_advisory_unlock_shared(worker_id);
@@ -176,7 +178,7 @@ begin
     perform session_of(worker_id);
     perform force_durable();
     perform pg_logical_emit_message(true, 'pgsched', '');
-    return jsonb_build_object('generation', (select w.generation from worker w where w.id = worker_id));
+    return (select jsonb_build_object('generation', w.generation, 'epoch', i.epoch) from worker w, installation i where w.id = worker_id);
 end
 $$;
 comment on function heartbeat(bigint) is 'Proves the lease by a commit of no effect.';

@@ -16,14 +16,20 @@ begin
         or whole_number(info -> 'pid', 0) is not true then
         perform refuse('PGS09', 'lead: info must have texts "name" and "host" and a whole number "pid"');
     end if;
+    -- (First of all the try, so that hundreds of standbys cost next to nothing.)
+    if not pg_try_advisory_lock(lock_class(), 1) then
+        return null;
+    end if;
+    -- A session that has the lock gets it again, and would have to give it back twice: once more, to know.
+    perform pg_advisory_unlock(lock_class(), 1);
     if exists (select from leader l where l.backend_pid = pg_backend_pid()) then
         perform refuse('PGS09', 'lead: this session leads already', 'Call it once a term; resign() ends one.');
     end if;
-    perform check_installation(interval '60 s');
     if not pg_try_advisory_lock(lock_class(), 1) then
         return null;
     end if;
     begin
+        perform check_installation(interval '60 s');
         perform force_durable();
         update leader_term set ended_at = clock_timestamp(), end_reason = 'its session ended' where ended_at is null;
         insert into leader_term (name, host, pid, backend_pid)
