@@ -256,6 +256,13 @@ GUARDS = [
         "tests/races/test_leader.py::test_a_worker_that_attached_again_is_not_rescued_on_its_former_silence",
     ),
     Guard(
+        "a silent work session says something now and then (R42)",
+        "pgsched/worker/exchange.py",
+        "            until = min(until, self._spoke_at + self._ping)\n",
+        "",
+        "tests/behaviour/test_stopping.py::test_a_worker_that_drains_keeps_its_sessions_although_it_has_nothing_to_say",
+    ),
+    Guard(
         "a leader believes only as long as the server must keep its session (R7)",
         "pgsched/leader/election.py",
         " and now() - self._answered < BELIEF_S",
@@ -315,7 +322,10 @@ def result(test_names: list[str], guard: Guard | None = None) -> int:
             take_away(guard, copy)
         command = [sys.executable, "-m", "pytest", "-x", "-q", *test_names]
         environment = os.environ | {"PYTHONPATH": str(copy)}
-        return subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False).returncode
+        ran = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+        if guard is None and ran.returncode != 0:
+            print(ran.stdout[-4000:])
+        return ran.returncode
 
 
 def take_away(guard: Guard, tree: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
@@ -42,6 +43,19 @@ def test_after_the_drain_async_jobs_go_back_uncharged_and_threads_are_told(app: 
         assert worker.stop() == ExitCode.OK
     assert states(connection) == [("ready", 0, None), ("succeeded", 1, "told")]
     assert connection.execute("select state, error from pgsched.job_errors").fetchall() == [("given_back", "its worker was told to stop")]
+
+
+def test_a_worker_that_drains_keeps_its_sessions_although_it_has_nothing_to_say(app: Any, dsn: str, connection: Any) -> None:
+    apps.sleeps.enqueue(4.0)
+    sessions = "select array_agg(pid order by pid) from pg_stat_activity where application_name like 'pgsched work %'"
+    with child(dsn, "--lease", "1.5", "--kill", "2.5") as worker:
+        wait_until(dsn, "(select count(*) from trace) = 1")
+        before = connection.execute(sessions).fetchone()
+        worker.send(signal.SIGTERM)
+        wait_until(dsn, "exists (select from trace where clock_timestamp() > at + interval '3.5 s')")
+        assert connection.execute(sessions).fetchone() == before, "the server ends a work session that is silent for 1.5 s"
+        assert worker.reap() == ExitCode.OK
+    assert states(connection) == [("succeeded", 1, "slept")]
 
 
 def test_a_second_sigterm_stops_at_once(app: Any, dsn: str, connection: Any) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 import psycopg
 
 from pgsched.app import App
-from pgsched.worker import ExitCode, Settings, Worker
 from pgsched.supervisor.child import ChildWorker
+from pgsched.worker import ExitCode, Settings, Worker
 
 PATIENCE_S = 30.0
 
