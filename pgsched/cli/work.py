@@ -105,7 +105,7 @@ def worker(
         command += [
             "--log-level",
             log_level,
-            *(["--queues", queues] if queues else []),
+            *(["--queues", queues] if queues is not None else []),
             *(["--name", name] if name else []),
         ]
         plan = Plan(list(map(str, command)), dsn, processes, lead, recycle_jobs, recycle_mb)

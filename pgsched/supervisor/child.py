@@ -127,10 +127,20 @@ class ChildWorker:
                 os.kill(self.process.pid, number)
 
     def has_ended(self) -> bool:
-        """Whether it has ended; it is not reaped by this."""
-        if self.process is None or self.process.returncode is not None:
+        """Whether it has ended; it is not reaped by this (where the system can tell without: not on macOS)."""
+        return self.process is None or self._has_ended(0.0)
+
+    def _has_ended(self, patience_s: float | None) -> bool:
+        """Wait for its end at most so long, or (None) as long as it takes."""
+        assert self.process is not None, "the child was not started"
+        if self.process.returncode is not None:
             return True
-        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        if not hasattr(os, "waitid"):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(patience_s)
+            return self.process.returncode is not None
+        now_or_never = os.WNOHANG if patience_s is not None else 0
+        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT | now_or_never) is not None
 
     def clear(self, living: Iterable[str] = (), own: frozenset[int] | None = None) -> list[int]:
         """After its end: kill what it left behind; the processes that were found. Again, until there are none.
@@ -166,9 +176,7 @@ class ChildWorker:
 
     def reap(self) -> int:
         """Wait until it has ended, end what it left behind, and put back its jobs. Its exit code."""
-        assert self.process is not None, "the child was not started"
-        if self.process.returncode is None:
-            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        self._has_ended(None)
         deadline = time.monotonic() + FAMILY_S
         while (left := self.clear()) and time.monotonic() < deadline:
             time.sleep(0.002)

@@ -107,6 +107,11 @@ class Supervisor:
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             with _logging_that_cannot_block():
+                if self._own is None:
+                    log.warning(
+                        "on this system a worker's processes are known by their group alone, and workers notice the end of this "
+                        "one by a closed pipe: what leaves the group outlives its worker"
+                    )
                 self._watch()
         finally:
             for number, handler in before.items():

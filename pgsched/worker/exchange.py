@@ -89,6 +89,14 @@ class Ledger:
             job = self._suspects.popleft()
             self.end(job, outcome.given_back(job.job_id, job.claim_id, why, begun=False))
 
+    def forget(self, job: Claimed) -> None:
+        """The server does not know its claim any more: a suspect that has not begun never does."""
+        if job in self._suspects:
+            self._suspects.remove(job)
+            self.claims.pop(job.claim_id, None)
+            self.active -= 1
+            self.settle_suspects()
+
     def settle_suspects(self) -> None:
         """The next suspect begins, if nothing else runs, may come, or has an outcome that could be lost with it."""
         if self._suspects and self._alone is None and len(self.claims) == len(self._suspects) and not self.asked:

@@ -284,6 +284,7 @@ class Worker:
         forgotten = [job for claim_id in unknown if (job := self.ledger.claims.get(claim_id)) is not None]
         for job in forgotten:
             log.error("job %s: the server no longer knows claim %s; its handler is stopped", job.job_id, job.claim_id)
+            self.ledger.forget(job)
             self._ask_to_stop(job, "the server no longer knows the claim")
         if handlers := [job.handler for job in forgotten if job.handler is not None]:
             await asyncio.wait(handlers)
