@@ -287,7 +287,11 @@ class Worker:
             self.ledger.forget(job)
             self._ask_to_stop(job, "the server no longer knows the claim")
         if handlers := [job.handler for job in forgotten if job.handler is not None]:
-            await asyncio.wait(handlers)
+            try:
+                await asyncio.wait(handlers)
+            except BaseException:
+                await lease.close()
+                raise
         self._lease_answered(sent_at)
         log.info("attached again")
         return lease
