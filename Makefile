@@ -23,6 +23,11 @@ test: .venv/ready-dev
 campaign: .venv/ready-dev
 	@PGSCHED_CAMPAIGN=1 $(BIN)/python -m pytest tests/faults tests/sql
 
+# 100,000 jobs while something fails every second, for ten minutes: make faults ARGS="--seconds 60 --jobs 10000 --seed 7"
+.PHONY: faults
+faults: .venv/ready-dev
+	@PYTHONPATH=tests $(BIN)/python -m faults.campaign $(ARGS)
+
 # Each guard taken away in a copy of the tree: its test must fail there.
 guards: .venv/ready-dev
 	@$(BIN)/python tests/guards.py

@@ -24,7 +24,7 @@ from pgsched.bounds import network_wishes, set_bounds
 from pgsched.calls import Call, Calls
 from pgsched.client import PROTOCOL, check_protocol
 from pgsched.dsn import unreachable
-from pgsched.errors import ConnectError, NoSession
+from pgsched.errors import ConnectError, NoSession, ReadOnlyServer, WorkerRescued, primary
 from pgsched.lease import LeaseTimes
 from pgsched.loop import backoff
 from pgsched.run import arun, bounded
@@ -160,7 +160,13 @@ class Identity:
         """A new lease session for the same worker, and which of the claims the server does not know."""
         connection = await self._connect_lease()
         try:
-            unknown = await self._ask(connection, self.calls.reattach(self.id, self.token, list(claims)))
+            try:
+                unknown = await self._ask(connection, self.calls.reattach(self.id, self.token, list(claims)))
+            except NoSession as error:
+                if error.__cause__ is None:  # our own doubt about the answer, not the server's word
+                    raise
+                # An asynchronous fail-over forgot this worker, or it was taken for ended: no later try can succeed.
+                raise WorkerRescued(f"this identity is over: {error}") from error
             await self.heartbeat(connection)
             return connection, unknown
         except BaseException:
@@ -230,8 +236,8 @@ async def persist(what: str, make: Callable[[], Awaitable[T]], stop: asyncio.Eve
                 return await make()
         except TimeoutError:
             log.warning("%s: it took longer than %.0f s; trying again", what, bound_s)
-        except (*BROKEN, *TRY_AGAIN, ConnectError) as error:
-            log.warning("%s: %s; trying again", what, str(error).strip() or type(error).__name__)
+        except (*BROKEN, *TRY_AGAIN, ConnectError, ReadOnlyServer) as error:  # (a standby may be promoted in a moment)
+            log.warning("%s: %s; trying again", what, primary(error))
         try:
             await asyncio.wait_for(stop.wait(), wait)
         except TimeoutError:

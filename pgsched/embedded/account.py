@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from pgsched.errors import EmbeddedPostgresError
+from pgsched.supervisor.family import TAG
 
 
 class Spawn(TypedDict, total=False):
@@ -38,7 +39,8 @@ class Account:
         """How to run a program as this account, in a folder that it can enter."""
         # LC_ALL: no error text in the user's language. PG*: a PGDATA or PGOPTIONS is meant for another server.
         env = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
-        common: Spawn = {"cwd": "/", "env": env | {"LC_ALL": "C", "LANGUAGE": ""}}
+        # (With the empty tag: a server that a worker has started for everybody does not end with that worker.)
+        common: Spawn = {"cwd": "/", "env": env | {"LC_ALL": "C", "LANGUAGE": "", TAG: ""}}
         return common if os.geteuid() != 0 else common | {"user": self.uid, "group": self.gid, "extra_groups": []}
 
 

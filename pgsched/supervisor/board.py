@@ -57,7 +57,7 @@ class Seen:
         return None  # nothing runs in it, so it may outlive an outage
 
     def charged(self, died_at: float) -> list[int]:
-        """The claims that its death at this time is charged to.
+        """The claims that its death, seen at this time, is charged to.
 
         A death with a good lease, or of a worker that no longer moved, may be a handler's doing. One that went on asking and
         was not answered died of an outage, which is nobody's fault.

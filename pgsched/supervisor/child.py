@@ -12,9 +12,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,13 @@ log = logging.getLogger("pgsched.supervisor")
 
 _PARENT = "PGSCHED_PARENT"
 _PATIENCE_S = 30.0
+# A link that was cut while a certificate is presented is noticed within seconds.
+_NETWORK: dict[str, Any] = {
+    "keepalives_idle": 3,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 8000,
+}
 
 FAMILY_S = 10.0
 """How long it may take to end what a worker has left behind."""
@@ -45,17 +53,17 @@ class Certificate:
     worker_id: int
     charged: tuple[int, ...]
 
-    def present(self, patience_s: float = _PATIENCE_S) -> int:
-        """Put back the worker's jobs; how many. Waits for the server to end its sessions, at most `patience_s`.
+    def present(self, patience_s: float = _PATIENCE_S, over: threading.Event | None = None) -> int:
+        """Put back the worker's jobs; how many. Waits for the server to end its sessions, at most `patience_s`, or until `over`.
 
         Raises `ConnectError` where the database does not answer, `WorkerAlive` where it still holds the worker's lock.
         """
         moved, above = 0, 0
         calls = Calls(self.schema)
         deadline = time.monotonic() + patience_s
-        with connect(self.dsn, autocommit=True, application_name="pgsched certificate") as connection:
+        with connect(self.dsn, autocommit=True, application_name="pgsched certificate", **_NETWORK) as connection:
             connection.execute("set statement_timeout = '20s'; set lock_timeout = '800ms'")
-            while True:
+            while not (over is not None and over.is_set()):
                 try:
                     answer = run(connection, calls.rescue(self.worker_id, self.charged, above))
                 except WorkerAlive:
@@ -66,26 +74,31 @@ class Certificate:
                 moved += answer["moved"] or 0
                 above = answer["last"] or 0
                 if not answer["left"] or (not above and time.monotonic() > deadline):
-                    return moved
+                    break
                 if not above:
                     time.sleep(0.005)  # somebody holds a row at this moment
+        return moved
 
 
 class ChildWorker:
     """One worker process of this one: `command` is its command line after `pgsched`.
 
-    `dsn`: its database, where that is not the App's own.
+    `dsn`: its database, where that is not the App's own. `own`: what `adopt_orphans` has answered, where this process does.
     """
 
-    def __init__(self, command: Sequence[str], dsn: str | None = None, *, quiet: bool = False) -> None:
+    def __init__(
+        self, command: Sequence[str], dsn: str | None = None, *, quiet: bool = False, own: set[int] | None = None
+    ) -> None:
         self._command = [*command]
         self._dsn = dsn
         self._quiet = quiet
+        self._own = own
         self._board: Board | None = None
         self._lifeline = -1
         self.tag = ""
         self.started_at = 0.0
         self._died_at = 0.0
+        self._told = False
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -95,7 +108,7 @@ class ChildWorker:
         theirs, self._lifeline = os.pipe()
         parent = json.dumps({"board": self._board.fd, "lifeline": theirs, "pid": os.getpid(), "dsn": self._dsn})
         environment = os.environ | {_PARENT: parent, TAG: self.tag} | ({"PGSCHED_DSN": self._dsn} if self._dsn else {})
-        self.started_at, self._died_at = now(), 0.0
+        self.started_at, self._died_at, self._told = now(), 0.0, False
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pgsched", *self._command],
@@ -105,8 +118,17 @@ class ChildWorker:
                 start_new_session=True,
                 pass_fds=(self._board.fd, theirs),
             )
+        except BaseException:
+            self._let_go()
+            raise
         finally:
             os.close(theirs)
+
+    def _let_go(self) -> None:
+        assert self._board is not None
+        self._board.close()
+        os.close(self._lifeline)
+        self._board = None
 
     @property
     def seen(self) -> Seen:
@@ -123,8 +145,15 @@ class ChildWorker:
     def send(self, number: signal.Signals) -> None:
         """Send it a signal; one that has ended is not hit, nor anybody else."""
         if self.process is not None and not self.has_ended():
-            with contextlib.suppress(ProcessLookupError):
+            self._told |= number == signal.SIGTERM
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        """End it at once, with its process group."""
+        if self.process is not None and self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def has_ended(self) -> bool:
         """Whether it has ended; it is not reaped by this (where the system can tell without: not on macOS)."""
@@ -142,26 +171,26 @@ class ChildWorker:
         now_or_never = os.WNOHANG if patience_s is not None else 0
         return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT | now_or_never) is not None
 
-    def clear(self, living: Iterable[str] = (), own: frozenset[int] | None = None) -> list[int]:
+    def clear(self, workers: Mapping[str, int] | None = None) -> list[int]:
         """After its end: kill what it left behind; the processes that were found. Again, until there are none.
 
-        `living`: the tags of this process's other workers. `own`: what `adopt_orphans` has answered.
+        `workers`: this process's other workers, by their tags. Raises `OSError` where it cannot be found out at the moment.
         """
         assert self.process is not None, "the child was not started"
         self._died_at = self._died_at or now()
-        return end_family(self.tag, self.process.pid, living, own)
+        return end_family(self.tag, self.process.pid, workers, self._own)
 
-    def bury(self, left: Sequence[int] = ()) -> tuple[int, Certificate | None]:
+    def bury(self, left: Sequence[int] = (), *, blind: bool = False) -> tuple[int, Certificate | None]:
         """Reap it; its exit code, and the certificate of its death.
 
-        No certificate where it had never attached, or where `left` names processes of it that could not be ended.
+        No certificate where it had never attached, or where `left` names processes of it that could not be ended. `blind`:
+        this process itself had stood still, so it knows nothing of when or why the worker died.
         """
         assert self.process is not None and self._board is not None, "the child was not started"
         seen, target = self.seen, self.target
         code = self.process.wait()
-        os.close(self._lifeline)
-        self._board.close()
-        self._board = self.process = None
+        self._let_go()
+        self.process = None
         if left:
             log.error(
                 "processes %s, which worker %s left behind, cannot be ended: its jobs wait for the leader",
@@ -171,7 +200,8 @@ class ChildWorker:
         if not seen.worker_id or target is None or left:
             return code, None
         # (One that was told to stop and had to leave a thread behind is nobody's death.)
-        charged = [] if code == ExitCode.STILL_RUNNING else seen.charged(self._died_at)
+        is_stopped = self._told and code == ExitCode.STILL_RUNNING
+        charged = [] if is_stopped or blind else seen.charged(self._died_at)
         return code, Certificate(*target, seen.worker_id, tuple(charged))
 
     def reap(self) -> int:

@@ -1,8 +1,13 @@
 """Ending a process with all that it has started, so that its death may be certified.
 
-Linux: every process of a worker carries the worker's tag in its environment, is in its process group, or, when it has cleared the
-one and left the other, becomes a child of this process once its own parent is gone (subreaper). A worker dies with its parent
-(parent-death signal). Elsewhere only the process group is known, and the worker notices its parent's end by a closed pipe.
+On Linux a supervisor is the subreaper of its workers: whatever loses its parent becomes a child of the supervisor, however it was
+started. So once a worker has ended, all that is left of it hangs below *children* of the supervisor that are neither its workers
+nor its own. Entries of that list go only when this process reaps them, so a look that finds none proves that there is none: no
+process can slip through between two looks, as it could through a list of all processes. A tag in the environment tells whose
+an orphan is; one that has cleared its environment belongs to whichever worker ends next. A process that was started with an
+*empty* tag is left alone.
+
+A parent that is no subreaper (and any on other systems) goes by the process group, and on Linux by the tag.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 TAG = "PGSCHED_WORKER"
@@ -22,12 +27,12 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _IS_LINUX = sys.platform == "linux"
 
 
-def adopt_orphans() -> frozenset[int] | None:
+def adopt_orphans() -> set[int] | None:
     """From now on processes whose parent ends become children of this one. The children that it has already; None: not here."""
     if not _IS_LINUX:
         return None
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    return frozenset(pid for pid, _, parent, _ in _processes() if parent == os.getpid())
+    return set(_children())
 
 
 def die_with_parent(parent: int) -> None:
@@ -38,61 +43,79 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def end_family(tag: str, group: int, living: Iterable[str] = (), own: frozenset[int] | None = None) -> list[int]:
-    """Kill all that a worker has left behind. Call it until it finds nothing; what it found.
+def end_family(
+    tag: str, group: int, workers: Mapping[str, int] | None = None, own: set[int] | None = None
+) -> list[int]:
+    """Kill all that a worker has left behind. Again, until it finds nothing: then nothing is left. What it found.
 
-    The worker itself has ended, and has not been reaped yet, so that its number means nobody else. `living`: the tags of this
-    process's other workers. `own`: what `adopt_orphans` has answered; None: orphans are not ours.
+    The worker itself (the head of `group`) has ended and has not been reaped, so that its number means nobody else.
+    `workers`: this process's other workers, by their tags. `own`: what `adopt_orphans` has answered, and what is to be left
+    alone besides; None: this process adopts nobody. Raises `OSError` where this cannot be found out at the moment.
     """
-    found = list(_members(tag.encode(), group, {each.encode() for each in living}, own))
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+    found = list(_tagged(tag.encode(), group) if own is None else _orphans(group, workers or {}, own))
     for pid in found:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
+        if own is not None:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
     return found
 
 
-def reap_orphans(workers: Container[int], own: frozenset[int] | None) -> None:
-    """Orphans that became this process's children and have ended go; its own children and workers are left to whoever waits."""
+def reap_orphans(workers: Mapping[str, int], own: set[int] | None) -> None:
+    """Orphans that have ended go; this process's own children and workers are left to whoever waits for them."""
     if own is None:
         return
-    me = os.getpid()
-    for pid, state, parent, _ in _processes():
-        if state == "Z" and parent == me and pid not in own and pid not in workers:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+    children = set(_children())
+    own &= children
+    for pid in children - own - set(workers.values()):
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
-def _members(tag: bytes, group: int, others: set[bytes], own: frozenset[int] | None) -> Iterator[int]:
-    """The processes of a worker that still run."""
-    if not _IS_LINUX:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signal.SIGKILL)
-        return
-    me = os.getpid()
-    for pid, state, parent, its_group in _processes():
-        if state in "ZX" or pid in (me, group):
-            continue
-        its_tag = _tag(pid)
-        is_orphan = own is not None and parent == me and pid not in own and its_tag not in others
-        if its_tag == tag or its_group == group or is_orphan:
+def _orphans(group: int, workers: Mapping[str, int], own: set[int]) -> Iterator[int]:
+    """Children of this process that are nobody else's; also those that have ended and were not reaped, as their children may
+    have become ours meanwhile."""
+    others = {each.encode() for each in workers}
+    known = own | {group, *workers.values()}
+    for pid in _children():
+        if pid not in known and (tag := _tag(pid)) not in others and tag != b"":
             yield pid
 
 
-def _processes() -> Iterator[tuple[int, str, int, int]]:
-    """Every process: its number, state, parent and group."""
+def _children() -> Iterator[int]:
+    """The children of this process. One that exists when this begins is among them."""
+    for task in os.scandir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # (a thread that has ended)
+            yield from map(int, Path(task.path, "children").read_text().split())
+
+
+def _tagged(tag: bytes, group: int) -> Iterator[int]:
+    """The processes of a worker, as far as its tag and its group tell."""
+    if not _IS_LINUX:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, 0)
+            yield group
+        return
     for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, ValueError):
-                # (The second field is the name, which may hold anything and is closed by the last bracket.)
-                fields = Path(entry.path, "stat").read_text(errors="replace").rpartition(")")[2].split()
-                yield int(entry.name), fields[0], int(fields[1]), int(fields[2])
+        if not entry.name.isdigit() or int(entry.name) in (os.getpid(), group):
+            continue
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            # (The second field is the name, which may hold anything and is closed by the last bracket.)
+            fields = Path(entry.path, "stat").read_text(errors="replace").rpartition(")")[2].split()
+            state, its_group, threads = fields[0], int(fields[2]), int(fields[17])
+            is_over = state in "ZX" and threads <= 1  # (a main thread that has ended may leave others)
+            if not is_over and (its_group == group or _tag(int(entry.name)) == tag):
+                yield int(entry.name)
 
 
 def _tag(pid: int) -> bytes | None:
-    """The tag in a process's environment; None: it has none, or nobody may look."""
+    """The tag in a process's environment; None: it has none, it has ended, or nobody may look."""
     try:
         environment = Path("/proc", str(pid), "environ").read_bytes()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     _, found, rest = (b"\0" + environment).partition(b"\0" + TAG.encode() + b"=")
     return rest.partition(b"\0")[0] if found else None

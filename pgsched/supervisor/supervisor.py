@@ -12,14 +12,13 @@ import selectors
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 import psycopg
 
-from pgsched.errors import PgschedError, UsageError
+from pgsched.errors import PgschedError, UsageError, primary
 from pgsched.exit_code import ExitCode
 from pgsched.leader import Leader
 from pgsched.lease import now
@@ -33,6 +32,8 @@ _LOOK_S = 0.05
 _REAP_EVERY_S = 1.0
 _HEALTHY_S = 3.0
 """A worker that lived so long after its start is followed by another at once, any other with backoff."""
+_STILL_S, _BLIND_S = 2.0, 5.0
+"""Where the supervisor itself has not looked for so long (its machine stood still), deaths are blamed on nobody for so long."""
 _LAST_WORDS_S = 10.0
 """How long a stopping supervisor goes on presenting certificates; then the jobs wait for a leader."""
 
@@ -80,21 +81,29 @@ class _Place:
     running: bool = False
     doomed: bool = False
 
+    @property
+    def pid(self) -> int:
+        """The process that runs here."""
+        assert self.child.process is not None
+        return self.child.process.pid
+
 
 class Supervisor:
-    """`Supervisor(plan).run()` in the main thread, until SIGTERM or SIGINT; a second one hurries the workers."""
+    """`Supervisor(plan).run()` in the main thread, until SIGTERM, SIGINT or SIGHUP; a second one hurries the workers."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._places = [self._place() for _ in range(plan.processes)]
-        self._own: frozenset[int] | None = None
+        self._own: set[int] | None = None
+        self._places: list[_Place] = []
         self._asked = 0
         self._forwarded = 0
         self._code: int = ExitCode.OK
         self._had_attached = False
+        self._looked_at = 0.0
+        self._blind_until = 0.0
+        self._reaped_at = 0.0
         self._selector = selectors.DefaultSelector()
-        self._registrars = ThreadPoolExecutor(4, thread_name_prefix="pgsched-certificate")
-        self._certificates: list[Future[None]] = []
+        self._certificates: list[threading.Thread] = []
         self._over = threading.Event()
         self._leader: _Leading | None = None
 
@@ -104,7 +113,12 @@ class Supervisor:
         Where no worker could even attach and one has ended with an error, that error ends the supervisor too.
         """
         self._own = adopt_orphans()
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._places += [self._place() for _ in range(self._plan.processes)]
+        before = {
+            number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        }
+        # (Whoever has started this process may have ignored it, and then no child could be waited for.)
+        before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
             with _logging_that_cannot_block():
                 if self._own is None:
@@ -122,18 +136,26 @@ class Supervisor:
         self._asked += 1
 
     def _watch(self) -> None:
-        reaped_at = 0.0
-        while True:
-            for place in list(self._places):
-                self._tend(place)
+        """One round after the other. What fails in one (no memory, no descriptors, no processes) is tried again in the next."""
+        while not (self._asked and not any(place.running for place in self._places)):
+            if 0.0 < self._looked_at < now() - _STILL_S:
+                self._blind_until = now() + _BLIND_S
+            self._looked_at = now()
+            # Whoever must be killed, before all that may take longer.
+            for step in (self._doom, self._tend):
+                for place in list(self._places):
+                    try:
+                        step(place)
+                    except OSError as error:
+                        log.error("%s", error)
+                        place.start_at = now() + next(place.waits)
             if self._asked > self._forwarded:
                 self._forward()
             self._lead()
-            if now() - reaped_at > _REAP_EVERY_S:
-                reaped_at = now()
-                reap_orphans({p.child.process.pid for p in self._places if p.child.process}, self._own)
-            if self._asked and not any(place.running for place in self._places):
-                break
+            if now() - self._reaped_at > _REAP_EVERY_S:
+                self._reaped_at = now()
+                with contextlib.suppress(OSError):
+                    reap_orphans(self._workers(), self._own)
             dying = any(place.ended_at is not None for place in self._places)
             for key, _ in self._selector.select(0.002 if dying else _LOOK_S):
                 self._forget(key.fd)
@@ -142,10 +164,23 @@ class Supervisor:
     # ---- One worker.
 
     def _place(self) -> _Place:
-        return _Place(ChildWorker(self._plan.command, self._plan.dsn, quiet=self._plan.quiet))
+        return _Place(ChildWorker(self._plan.command, self._plan.dsn, quiet=self._plan.quiet, own=self._own))
+
+    def _workers(self, but: _Place | None = None) -> dict[str, int]:
+        return {place.child.tag: place.pid for place in self._places if place.running and place is not but}
+
+    def _doom(self, place: _Place) -> None:
+        """End what has outlived its lease."""
+        if not place.running or place.child.has_ended():
+            return
+        if not place.doomed and (why := place.child.seen.doom(now())):
+            place.doomed = True
+            log.critical("worker process %s is killed: %s", place.pid, why)
+        if place.doomed:
+            place.child.kill()
 
     def _tend(self, place: _Place) -> None:
-        """What is to be done about one worker at this moment."""
+        """What else is to be done about one worker at this moment."""
         if not place.running:
             if place.retiring:
                 self._places.remove(place)
@@ -153,14 +188,8 @@ class Supervisor:
                 self._start(place)
         elif place.child.has_ended():
             self._bury(place)
-        elif place.doomed:
-            return
-        elif why := place.child.seen.doom(now()):
-            place.child.send(signal.SIGKILL)
-            place.doomed = True
-            log.critical("worker process %s is killed: %s", _pid(place), why)
-        elif not place.retiring and not self._asked and (why := self._is_used_up(place)):
-            log.info("worker process %s is followed by a fresh one: %s", _pid(place), why)
+        elif why := self._is_used_up(place):
+            log.info("worker process %s is followed by a fresh one: %s", place.pid, why)
             place.retiring = True
             place.child.send(signal.SIGTERM)
             self._places.append(self._place())
@@ -170,7 +199,7 @@ class Supervisor:
         place.running, place.doomed, place.ended_at = True, False, None
         with contextlib.suppress(AttributeError, OSError):
             # Its end wakes this loop at once; where there is no such thing, the next look finds it.
-            self._selector.register(os.pidfd_open(_pid(place)), selectors.EVENT_READ)
+            self._selector.register(os.pidfd_open(place.pid), selectors.EVENT_READ)
 
     def _forget(self, fd: int) -> None:
         self._selector.unregister(fd)
@@ -179,17 +208,22 @@ class Supervisor:
     def _bury(self, place: _Place) -> None:
         """One step: what it left behind is killed; when nothing is left it is reaped, and its death certified."""
         place.ended_at = place.ended_at or now()
-        others = [other.child.tag for other in self._places if other is not place and other.running]
-        left = place.child.clear(others, self._own)
+        left = place.child.clear(self._workers(but=place))
         if left and now() - place.ended_at < FAMILY_S:
             return
-        pid, has_attached = _pid(place), place.child.seen.worker_id != 0
-        code, certificate = place.child.bury(left)
+        if self._own is not None:
+            self._own.update(left)  # (what cannot be ended must not keep every later death from being certified)
+        pid, has_attached = place.pid, place.child.seen.worker_id != 0
+        code, certificate = place.child.bury(left, blind=now() < self._blind_until)
         lived = now() - place.child.started_at
         place.running, place.ended_at = False, None
         self._had_attached |= has_attached
         if certificate is not None:
-            self._certificates.append(self._registrars.submit(self._present, certificate))
+            thread = threading.Thread(
+                target=self._present, args=(certificate,), name="pgsched-certificate", daemon=True
+            )
+            self._certificates = [each for each in self._certificates if each.is_alive()] + [thread]
+            thread.start()
         if self._asked or place.retiring:
             self._note(code, has_attached)
             return
@@ -199,7 +233,7 @@ class Supervisor:
             self._asked += 1
             return
         wait = 0.0
-        if has_attached and lived > _HEALTHY_S:
+        if has_attached and lived > _HEALTHY_S and not place.doomed:
             place.waits = backoff()
         else:
             wait = next(place.waits)
@@ -215,10 +249,14 @@ class Supervisor:
         self._code = max(self._code, code)
 
     def _is_used_up(self, place: _Place) -> str | None:
+        """Why it is time for a fresh one: one at a time, and not before it has done something."""
         jobs, memory = self._plan.recycle_jobs, self._plan.recycle_mb
-        if jobs is not None and (ended := place.child.seen.ended) >= jobs:
+        if (jobs is None and memory is None) or self._asked or any(other.retiring for other in self._places):
+            return None
+        ended = place.child.seen.ended
+        if jobs is not None and ended >= jobs:
             return f"it has run {ended} jobs"
-        if memory is not None and (held := _resident_mb(_pid(place))) >= memory:
+        if memory is not None and ended > 0 and (held := _resident_mb(place.pid)) >= memory:
             return f"it holds {held} MB"
         return None
 
@@ -226,23 +264,23 @@ class Supervisor:
         """Present it until the database has taken it; a stopping supervisor gives up after a while."""
         for wait in backoff(0.05, 5.0):
             try:
-                if moved := certificate.present():
+                if moved := certificate.present(over=self._over):
                     log.info("%s jobs of worker %s went back", moved, certificate.worker_id)
                 return
             except (psycopg.Error, PgschedError) as error:
-                log.warning("worker %s is dead, but: %s", certificate.worker_id, str(error).strip())
+                log.warning("worker %s is dead, but: %s", certificate.worker_id, primary(error))
             if self._over.wait(wait):
                 return
 
     # ---- The whole.
 
     def _forward(self) -> None:
-        """SIGTERM to every worker, once for each that came."""
+        """SIGTERM to every worker, once for each that came; one that retires has had its first already."""
         self._forwarded += 1
         if self._leader is not None:
             self._leader.stop()
         for place in self._places:
-            if place.running:
+            if place.running and not (place.retiring and self._forwarded == 1):
                 place.child.send(signal.SIGTERM)
 
     def _lead(self) -> None:
@@ -256,13 +294,11 @@ class Supervisor:
     def _end(self) -> None:
         deadline = now() + _LAST_WORDS_S
         for presented in self._certificates:
-            with contextlib.suppress(TimeoutError):
-                presented.result(max(0.0, deadline - now()))
+            presented.join(max(0.0, deadline - now()))
         self._over.set()
         if self._leader is not None:
             self._leader.stop()
             self._leader.join(5.0)
-        self._registrars.shutdown(wait=False, cancel_futures=True)
         self._selector.close()
 
 
@@ -324,11 +360,6 @@ def _logging_that_cannot_block() -> Iterator[None]:
         root.handlers[:] = handlers
         messages.put(None)
         writer.join(1.0)
-
-
-def _pid(place: _Place) -> int:
-    assert place.child.process is not None
-    return place.child.process.pid
 
 
 def _resident_mb(pid: int) -> int:

@@ -59,55 +59,55 @@ class Ledger:
         """Set when an exchange may have something to do."""
         self.start: Callable[[Claimed], None]
         """Begins a handler."""
-        self._suspects: deque[Claimed] = deque()
-        self._alone: Claimed | None = None
+        self._suspect: Claimed | None = None
+        self._wary = False
         self._turn = itertools.count()
 
     @property
     def free(self) -> int:
-        """Slots that nothing fills and no claim on its way may fill."""
-        if not self.accepting or self._suspects or self._alone is not None:
+        """Slots that nothing fills and no claim on its way may fill. While suspects come, one at a time is asked for."""
+        if not self.accepting or self._suspect is not None:
             return 0
-        return self.concurrency - self.active - self.asked
+        free = self.concurrency - self.active - self.asked
+        return min(free, 1 - self.asked) if self._wary else free
 
     def begin(self, job: Claimed) -> None:
         """Take in a claim; its handler begins. A suspect, with which a worker has died before, runs alone: it waits until
-        what runs has ended, and nothing is claimed meanwhile. Where that takes too long, it runs beside what is left."""
+        what runs has ended, and nothing is claimed meanwhile. Where that takes too long, it runs beside what is left. Other
+        suspects go back, for whoever has room."""
         self.claims[job.claim_id] = job
         self.active += 1
         if not self.accepting:
             self.end(job, outcome.given_back(job.job_id, job.claim_id, "its worker is stopping", begun=False))
         elif not job.lost_attempts:
+            self._wary = False
             self.start(job)
+        elif self._suspect is not None:
+            self.end(job, outcome.given_back(job.job_id, job.claim_id, "it runs alone, and not here now", begun=False))
         else:
-            self._suspects.append(job)
-            asyncio.get_running_loop().call_later(SUSPECT_PATIENCE_S, self._next_suspect, job)
+            self._suspect, self._wary = job, True
+            asyncio.get_running_loop().call_later(SUSPECT_PATIENCE_S, self._begin_suspect, job)
 
-    def give_up_suspects(self, why: str) -> None:
-        """Those that have not begun go back."""
-        while self._suspects:
-            job = self._suspects.popleft()
+    def give_up_suspect(self, why: str) -> None:
+        """A suspect that has not begun goes back."""
+        if (job := self._suspect) is not None and job.handler is None:
             self.end(job, outcome.given_back(job.job_id, job.claim_id, why, begun=False))
 
     def forget(self, job: Claimed) -> None:
         """The server does not know its claim any more: a suspect that has not begun never does."""
-        if job in self._suspects:
-            self._suspects.remove(job)
+        if job is self._suspect and job.handler is None:
+            self._suspect = None
             self.claims.pop(job.claim_id, None)
             self.active -= 1
-            self.settle_suspects()
 
-    def settle_suspects(self) -> None:
-        """The next suspect begins, if nothing else runs, may come, or has an outcome that could be lost with it."""
-        if self._suspects and self._alone is None and len(self.claims) == len(self._suspects) and not self.asked:
-            self._next_suspect(self._suspects[0])
+    def settle_suspect(self) -> None:
+        """It begins, if nothing else runs, may come, or has an outcome that could be lost with it."""
+        if self._suspect is not None and len(self.claims) == 1 and not self.asked:
+            self._begin_suspect(self._suspect)
 
-    def _next_suspect(self, job: Claimed) -> None:
-        if self._alone is None and self._suspects and self._suspects[0] is job:
-            self._alone = self._suspects.popleft()
+    def _begin_suspect(self, job: Claimed) -> None:
+        if self._suspect is job and job.handler is None:
             self.start(job)
-        elif job in self._suspects:
-            asyncio.get_running_loop().call_later(SUSPECT_PATIENCE_S, self._next_suspect, job)
 
     def running(self) -> list[Claimed]:
         """The claims whose handlers run. (May be called from another thread.)"""
@@ -117,8 +117,8 @@ class Ledger:
         """A handler has ended with this outcome."""
         self.active -= 1
         self.ended.append((job, result))
-        if self._alone is job:
-            self._alone = None
+        if self._suspect is job:
+            self._suspect = None
         self.work.set()
 
     def wake(self) -> None:
@@ -286,7 +286,7 @@ class Exchange:
         self._spoke_at = time.monotonic()
         self._acknowledge({job.claim_id: (job, text) for job, text in results}, rows)
         came = self._begin(rows)
-        ledger.settle_suspects()
+        ledger.settle_suspect()
         if came < asking and wakes == ledger.wakes:
             ledger.hint = False
         elif ledger.free > 0:
@@ -340,9 +340,11 @@ class Exchange:
         if note.get("again"):
             self._ledger.wake()
         if "not_before" in note:
+            # (Asked again at each poll: this machine's clock may be wrong.)
             wait = (datetime.fromisoformat(note["not_before"]) - datetime.now(UTC)).total_seconds()
-            self._not_before = time.monotonic() + max(wait, 0.1)
-            log.warning("a new timeline: no claims for %.0f s, since its past may still run", wait)
+            if not self._not_before:
+                log.warning("a new timeline: no claims for about %.0f s, since its past may still run", wait)
+            self._not_before = time.monotonic() + min(max(wait, 0.1), self._poll)
 
     async def _isolate(self, results: list[tuple[Claimed, str]]) -> None:
         """One outcome cannot be stored: send each alone, and the bad one again as failed for that reason."""

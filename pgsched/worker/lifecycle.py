@@ -19,7 +19,6 @@ from pgsched.lease import Lease, Order, now
 from pgsched.loop import backoff, wait_any
 from pgsched.run import arun
 from pgsched.session import BROKEN, TRY_AGAIN, Identity, describe, persist
-from pgsched.supervisor.board import Board
 from pgsched.worker.exchange import Exchange, Ledger
 from pgsched.worker.executor import Claimed, Executor
 from pgsched.worker.settings import Settings
@@ -99,58 +98,58 @@ class Worker:
             ", ".join(self.queues),
             self.settings.concurrency,
         )
-        async with self._state() as state:
-            executor = Executor(
-                self.settings.concurrency, list(self.app.middlewares), self.ledger.end, state, self._board
-            )
-            self.ledger.start = executor.start
-            self._exchanges = [
-                Exchange(
-                    self.ledger,
-                    identity,
-                    self.app.tasks,
-                    -(-self.settings.concurrency // self.settings.sessions),
-                    self.settings.poll.total_seconds(),
-                )
-                for _ in range(self.settings.sessions)
-            ]
-            loops = [asyncio.create_task(self._guard(e.run(self._stopped))) for e in self._exchanges]
-            side = [
-                asyncio.create_task(self._guard(self._keep_lease(identity, lease))),
-                asyncio.create_task(self._guard(self._listen(identity))),
-                asyncio.create_task(self._guard(self._reconcile())),
-            ]
-            if self._board is not None:
-                side.append(asyncio.create_task(self._guard(self._tick(self._board))))
-            if self.settings.lead:
-                leader = Leader(dsn, self.app.client.schema, info["name"])
-                side.append(asyncio.create_task(self._guard(leader.run(self._draining))))
-            lifeline = self._parent.lifeline if self._parent else None
-            watchdog = Watchdog(self._lease, self._lease_expired, lambda: len(self.ledger.running()), lifeline)
-            watchdog.start()
-            try:
-                await self._draining.wait()
-                await self._drain()
-            except asyncio.CancelledError:
-                self.stop()
-                self._hurry.set()
-                await self._drain()
-                raise
-            finally:
-                self._stopped.set()
-                self.ledger.work.set()
-                await asyncio.wait(loops, timeout=_CANCEL_GRACE)
-                for loop in (*loops, *side[1:]):
-                    loop.cancel()
-                await asyncio.gather(*loops, *side[1:], return_exceptions=True)
-                executor.close()
-                for exchange in self._exchanges:
-                    await exchange.close()
-                self._closed.set()
-                # (Where a handler still runs it watches on: nobody proves the lease any more.)
-                watchdog.stop()
-            await asyncio.wait(side[:1], timeout=_CANCEL_GRACE)
+        # (A lifespan may take its time, to open what it opens and to close it: the lease is kept, and the parent sees it move.)
+        keeping = asyncio.create_task(self._guard(self._keep_lease(identity, lease)))
+        ticking = asyncio.create_task(self._tick())
+        lifeline = self._parent.lifeline if self._parent else None
+        watchdog = Watchdog(self._lease, self._lease_expired, lambda: len(self.ledger.running()), lifeline)
+        watchdog.start()
+        try:
+            async with self._state() as state:
+                await self._work(identity, state)
+        finally:
+            self._stopped.set()
+            self._closed.set()
+            await asyncio.wait([keeping], timeout=_CANCEL_GRACE)
+            for task in (keeping, ticking):
+                task.cancel()
+            # (Where a handler still runs it watches on: nobody proves the lease any more.)
+            watchdog.stop()
         return self._exit_code()
+
+    async def _work(self, identity: Identity, state: Any) -> None:
+        """Take jobs and run them until `stop()`; then drain, and close what was opened."""
+        executor = Executor(self.settings.concurrency, list(self.app.middlewares), self.ledger.end, state, self._board)
+        self.ledger.start = executor.start
+        share = -(-self.settings.concurrency // self.settings.sessions)
+        self._exchanges = [
+            Exchange(self.ledger, identity, self.app.tasks, share, self.settings.poll.total_seconds())
+            for _ in range(self.settings.sessions)
+        ]
+        loops = [asyncio.create_task(self._guard(e.run(self._stopped))) for e in self._exchanges]
+        others = [self._listen(identity), self._reconcile()]
+        if self.settings.lead:
+            others.append(Leader(identity.dsn, self.app.client.schema, identity.info["name"]).run(self._draining))
+        side = [asyncio.create_task(self._guard(other)) for other in others]
+        try:
+            await self._draining.wait()
+            await self._drain()
+        except asyncio.CancelledError:
+            self.stop()
+            self._hurry.set()
+            await self._drain()
+            raise
+        finally:
+            self._stopped.set()
+            self.ledger.work.set()
+            await asyncio.wait(loops, timeout=_CANCEL_GRACE)
+            for task in (*loops, *side):
+                task.cancel()
+            await asyncio.gather(*loops, *side, return_exceptions=True)
+            executor.close()
+            for exchange in self._exchanges:
+                await exchange.close()
+            self._closed.set()
 
     def _exit_code(self) -> ExitCode:
         if self._rescued:
@@ -185,7 +184,7 @@ class Worker:
 
     async def _drain(self) -> None:
         """Let handlers end; then cancel the asynchronous ones and wait for them, and for their outcomes to be sent."""
-        self.ledger.give_up_suspects("its worker is stopping")
+        self.ledger.give_up_suspect("its worker is stopping")
         if self.ledger.active:
             log.info("stopping: %s jobs are running", self.ledger.active)
         with contextlib.suppress(TimeoutError):
@@ -234,10 +233,10 @@ class Worker:
             self._board.attached(identity.id, self.settings.lease, sent_at)
         return session, Lease(self.settings.lease, sent_at)
 
-    async def _tick(self, board: Board) -> None:
+    async def _tick(self) -> None:
         """Show the parent that this event loop moves."""
-        while True:
-            board.tick(now())
+        while self._board is not None:
+            self._board.tick(now())
             await asyncio.sleep(_TICK_S)
 
     async def _reconcile(self) -> None:
@@ -313,7 +312,7 @@ class Worker:
             "the lease has expired: no heartbeat was answered for %s; stopping what runs", self.settings.lease.client
         )
         self.ledger.accepting = False
-        self.ledger.give_up_suspects("its worker's lease expired")
+        self.ledger.give_up_suspect("its worker's lease expired")
         for job in list(self.ledger.claims.values()):
             self._ask_to_stop(job, "its worker's lease expired")
 

@@ -35,6 +35,9 @@ class Watchdog:
         self._expired = expired
         self._running = running
         self._lifeline = lifeline
+        self._poll = select.poll()
+        if lifeline is not None:
+            self._poll.register(lifeline, select.POLLIN)
         self._over = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._watch, name="pgsched-watchdog", daemon=True)
@@ -71,5 +74,5 @@ class Watchdog:
         """Wait for the next look; a closed lifeline means that the parent has ended, and this process ends with it."""
         if self._lifeline is None:
             time.sleep(_LOOK_S)
-        elif select.select([self._lifeline], [], [], _LOOK_S)[0]:
+        elif self._poll.poll(_LOOK_S * 1000):
             os._exit(ExitCode.ERROR)

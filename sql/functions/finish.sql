@@ -92,7 +92,8 @@ begin
             t + case
                 when after_s is null and fate = 'retry' then backoff(attempt, coalesce(first_s, 1), coalesce(cap_s, 3600))
                 else seconds(after_s) end,
-            null, case fate when 'retry' then attempt else attempt - 1 end, lost_attempts
+            -- (Its handler has come to its own end: whatever its former workers died of, it is no suspect any more.)
+            null, case fate when 'retry' then attempt else attempt - 1 end, 0
         from settled where fate in ('retry', 'snooze')
         on conflict (job_id) do nothing
     ),

@@ -29,7 +29,7 @@ begin
         return null;
     end if;
     begin
-        perform check_installation(interval '60 s');
+        perform check_installation(null);
         perform force_durable();
         update leader_term set ended_at = clock_timestamp(), end_reason = 'its session ended' where ended_at is null;
         insert into leader_term (name, host, pid, backend_pid)

@@ -2,10 +2,10 @@
 -- grounds. `certified`: whoever calls has reaped the worker's process and all its children and says so. Or the session leads,
 -- and its process has seen the worker's lock free, at the same `generation`, for `silent_s` seconds, at least the worker's own
 -- rescue_after (counted from the answer of the first look, by a clock that does not stand still): a worker that lost its lease
--- for so long has ended all that it ran. `begun`: the claims whose handlers had begun,
--- where the caller knows; null: those whose started_at is set. Only those are charged, to lost_attempts, and where some of
--- them are suspects (a worker had died with them before) only the suspects: whoever ran beside one by chance is not. A job
--- whose workers died max_lost_attempts times ends as failed. A job that was told to cancel ends as cancelled.
+-- for so long has ended all that it ran. `begun`: the claims whose handlers may have been the reason, where the caller knows;
+-- null: those whose started_at is set. Only those are charged, to lost_attempts, and where some of them are suspects (a worker
+-- had died with them before) only the suspects: whoever ran beside one by chance is not. A job whose workers died
+-- max_lost_attempts times ends as failed. A job that was told to cancel ends as cancelled.
 -- Each call moves at most `n` jobs with ids above `above`; answers {"moved": k, "left": m, "last": the last id it met}. One
 -- job that cannot be moved does not stop the others, and one that somebody holds at this moment is left: go on with
 -- above => last until "last" is null, then begin anew while "left" is not 0.
@@ -79,7 +79,7 @@ begin
     where w.id = $1 and w.rescued_at is null;
     lost := (
         select jsonb_agg(jsonb_build_object('job_id', r.job_id, 'claim_id', r.claim_id, 'outcome', 'lost',
-            'begun', case when begun is null then r.started_at is not null else r.claim_id = any (begun) end,
+            'begun', r.started_at is not null,
             'charged', r.charged, 'queue', r.queue,
             'reason', format('worker %s died while it held the job (lost attempts: %s)', $1, r.lost_attempts::bigint + r.charged::integer)) order by r.job_id)
         from (

@@ -155,7 +155,8 @@ async def crashes(how: str) -> None:
     if how == "segfault":
         ctypes.string_at(0)
     elif how == "memory":
-        resource.setrlimit(resource.RLIMIT_AS, (2**31, resource.RLIM_INFINITY))
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + 2**27, resource.RLIM_INFINITY))
         kept = []
         try:
             while True:

@@ -46,7 +46,8 @@ $$;
 comment on function adopt() is 'Makes this database the home of the queue that it holds (first installation, pg_upgrade, a restore that shall work); answers the new epoch.';
 
 -- Refuses a copy and a standby; on a new timeline raises the epoch and lets claims wait for `wait`, because a standby
--- that was promoted may have forgotten claims whose handlers still run. Answers the epoch.
+-- that was promoted may have forgotten claims whose handlers still run. `wait`: how long at least; null: as long as the workers
+-- it knows need, 60 s where it knows none. Answers the epoch.
 -- Locks: the row of installation, only where it changes.
 create or replace function check_installation(wait interval) returns bigint
 language plpgsql
@@ -77,8 +78,8 @@ begin
         update installation
         set timeline = here.timeline,
             epoch = epoch + 1,
-            not_before = clock_timestamp() + greatest(wait, (
-                select max(rescue_after) from worker where rescued_at is null and stopped_at is null))
+            not_before = clock_timestamp() + coalesce(greatest(wait, (
+                select max(rescue_after) from worker where rescued_at is null and stopped_at is null)), interval '60 s')
         where timeline is distinct from here.timeline;
     end if;
     return (select epoch from installation);
