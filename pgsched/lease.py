@@ -7,6 +7,7 @@ the last answered heartbeat: what a rescuer counts begins later, when it sees th
 from __future__ import annotations
 
 import enum
+import math
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -90,6 +91,7 @@ class Silence:
 
     def __init__(self) -> None:
         self._since: dict[tuple[int, int | None], float] = {}
+        self._due_at: dict[tuple[int, int | None], float] = {}
 
     def look(
         self, answered_at: float, silent: list[tuple[int, int | None, float]]
@@ -101,9 +103,15 @@ class Silence:
         """
         keys = {(worker, generation) for worker, generation, _ in silent}
         self._since = {key: since for key, since in self._since.items() if key in keys}
+        self._due_at = {}
         due = []
         for worker, generation, rescue_after in silent:
             since = self._since.setdefault((worker, generation), answered_at)
+            self._due_at[worker, generation] = since + rescue_after
             if answered_at - since >= rescue_after:
                 due.append((worker, generation, answered_at - since))
         return due
+
+    def next_due(self, after: float) -> float:
+        """When the next of them will have been silent for long enough, if that is later than `after`; else infinity."""
+        return min((at for at in self._due_at.values() if at > after), default=math.inf)

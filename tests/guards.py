@@ -165,6 +165,13 @@ GUARDS = [
         "tests/races/test_rescue.py::test_only_jobs_that_had_begun_are_charged_and_none_costs_an_attempt",
     ),
     Guard(
+        "a claim hands out one suspect at a time (R20)",
+        "sql/functions/claim.sql",
+        """or "position" = (select min("position") from locked where lost_attempts > 0 and not suspect)""",
+        "or true",
+        "tests/races/test_rescue.py::test_where_suspects_had_begun_only_they_are_charged",
+    ),
+    Guard(
         "where suspects had begun, only they are charged (R20)",
         "sql/functions/rescue.sql",
         "(not suspects or r.lost_attempts > 0) and case",

@@ -134,7 +134,7 @@ class Leader:
                 if stop.is_set():
                     return
                 await wait_any(stop, at_most=ROUND_S)
-            await self._heard(connection, stop)
+            await self._heard(connection, stop, now() + ROUND_S)
 
     async def _reign(self, connection: psycopg.AsyncConnection[Any], stop: asyncio.Event) -> str:
         """Do the duties round after round; why the term is to end."""
@@ -149,7 +149,9 @@ class Leader:
                 return f"its duty {overdue[0]} has not succeeded for {OVERDUE_S:.0f} s"
             if stop.is_set():
                 return "it was stopped"
-            if "resign" in await self._heard(connection, stop):
+            # (A worker whose silence is long enough before the next round is not left waiting for that.)
+            end = min(now() + ROUND_S, silence.next_due(now()))
+            if "resign" in await self._heard(connection, stop, end):
                 return "it was asked to resign"
             if stop.is_set():
                 return "it was stopped"
@@ -207,10 +209,9 @@ class Leader:
     async def _stage(self, connection: psycopg.AsyncConnection[Any]) -> None:
         await self._ask(connection, self._calls.stage(1000))
 
-    async def _heard(self, connection: psycopg.AsyncConnection[Any], stop: asyncio.Event) -> set[str]:
-        """Wait for the next round, or for word about the leadership, or `stop`; what was heard."""
+    async def _heard(self, connection: psycopg.AsyncConnection[Any], stop: asyncio.Event, end: float) -> set[str]:
+        """Wait until `end`, or for word about the leadership, or `stop`; what was heard."""
         heard: set[str] = set()
-        end = now() + ROUND_S
         while not heard and not stop.is_set() and (left := end - now()) > 0:
             async for notify in connection.notifies(timeout=min(left, 0.05), stop_after=1):
                 heard.add(notify.payload)

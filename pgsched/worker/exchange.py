@@ -34,6 +34,9 @@ _MOST_BYTES = 16 * 1024 * 1024
 SUSPECT_PATIENCE_S = 5.0
 """How long a job that a worker has died with waits for the others to end, before it runs beside them."""
 
+ALONE_S = 30.0
+"""How long it runs alone. A crash that comes later is charged to it all the same; whoever ran beside it is only run again."""
+
 
 class Ledger:
     """What this worker knows: its slots, its claims, and the outcomes that the server has not acknowledged."""
@@ -60,16 +63,14 @@ class Ledger:
         self.start: Callable[[Claimed], None]
         """Begins a handler."""
         self._suspect: Claimed | None = None
-        self._wary = False
         self._turn = itertools.count()
 
     @property
     def free(self) -> int:
-        """Slots that nothing fills and no claim on its way may fill. While suspects come, one at a time is asked for."""
+        """Slots that nothing fills and no claim on its way may fill; none while a suspect runs alone, or waits for that."""
         if not self.accepting or self._suspect is not None:
             return 0
-        free = self.concurrency - self.active - self.asked
-        return min(free, 1 - self.asked) if self._wary else free
+        return self.concurrency - self.active - self.asked
 
     def begin(self, job: Claimed) -> None:
         """Take in a claim; its handler begins. A suspect, with which a worker has died before, runs alone: it waits until
@@ -80,12 +81,11 @@ class Ledger:
         if not self.accepting:
             self.end(job, outcome.given_back(job.job_id, job.claim_id, "its worker is stopping", begun=False))
         elif not job.lost_attempts:
-            self._wary = False
             self.start(job)
         elif self._suspect is not None:
             self.end(job, outcome.given_back(job.job_id, job.claim_id, "it runs alone, and not here now", begun=False))
         else:
-            self._suspect, self._wary = job, True
+            self._suspect = job
             asyncio.get_running_loop().call_later(SUSPECT_PATIENCE_S, self._begin_suspect, job)
 
     def give_up_suspect(self, why: str) -> None:
@@ -108,6 +108,12 @@ class Ledger:
     def _begin_suspect(self, job: Claimed) -> None:
         if self._suspect is job and job.handler is None:
             self.start(job)
+            asyncio.get_running_loop().call_later(ALONE_S, self._no_longer_alone, job)
+
+    def _no_longer_alone(self, job: Claimed) -> None:
+        if self._suspect is job:
+            self._suspect = None
+            self.wake()
 
     def running(self) -> list[Claimed]:
         """The claims whose handlers run. (May be called from another thread.)"""

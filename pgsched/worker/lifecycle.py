@@ -198,7 +198,7 @@ class Worker:
             _HURRIED_GRACE if self._hurry.is_set() else _CANCEL_GRACE
         ):
             await wait_any(at_most=0.005)
-        if not self._idle():
+        if not self._idle() and not self._rescued:
             await self._send_the_last()
 
     async def _send_the_last(self) -> None:
@@ -280,7 +280,9 @@ class Worker:
             await exchange.close()
         sent_at = now()
         lease, unknown = await identity.reattach(self.ledger.claims)
-        forgotten = [job for claim_id in unknown if (job := self.ledger.claims.get(claim_id)) is not None]
+        # (One that has ended may have been accepted, and only the answer was lost: its outcome is sent again anyhow.)
+        known = [self.ledger.claims[claim_id] for claim_id in unknown if claim_id in self.ledger.claims]
+        forgotten = [job for job in known if not job.has_ended]
         for job in forgotten:
             log.error("job %s: the server no longer knows claim %s; its handler is stopped", job.job_id, job.claim_id)
             self.ledger.forget(job)

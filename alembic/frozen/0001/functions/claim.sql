@@ -4,8 +4,10 @@
 --
 -- Answers one row a job: lane (its index in `lanes`, from 0), its position there, and what is needed to run it. Each
 -- job returned has exactly one row in running, under a claim_id that is new and never repeats. A row without job_id is
--- a note: extra {"again": true} says that jobs were met that this worker cannot run, so "nothing came" does not mean
+-- a note: extra {"again": true} says that jobs were met that are not among the answer, so "nothing came" does not mean
 -- "nothing is there"; {"not_before": time} says that no claims are given out before then.
+--
+-- At most one job of an answer is a suspect, with which a worker has died before (extra {"lost_attempts"}): they run alone.
 --
 -- What cannot run does not stay in the way: an expired job ends as skipped, one whose definition is gone as failed, one
 -- whose task this worker does not know waits a little (as long as it is old, 1 to 60 s; nothing charged), and a ready
@@ -40,6 +42,8 @@ declare
     losses integer[];
     expiries timestamptz[];
     entered bigint;
+    met bigint;
+    suspect boolean := false;
     given bigint;
     swept boolean;
     again boolean := false;
@@ -72,14 +76,19 @@ begin
             limit 1) f
     loop
         exit when room <= 0;
-        with picked as (
+        with locked as materialized (
+            select ctid as row, "position", lost_attempts from ready
+            where queue = a_lane.queue and priority = a_lane.priority and "position" >= a_lane.first
+            order by "position"
+            limit room
+            for update skip locked
+        ),
+        picked as (
             delete from ready
             where ctid = any (array(
-                select ctid from ready
-                where queue = a_lane.queue and priority = a_lane.priority and "position" >= a_lane.first
-                order by "position"
-                limit room
-                for update skip locked))
+                select row from locked
+                where lost_attempts = 0
+                    or "position" = (select min("position") from locked where lost_attempts > 0 and not suspect)))
             returning "position", job_id, queue, expires_at, attempt + 1 as attempt, lost_attempts,
                 (me.epoch << 44) | nextval('claim_number') as claim_id
         ),
@@ -92,10 +101,12 @@ begin
             returning 1
         )
         select array_agg(job_id), array_agg(claim_id), array_agg("position"), array_agg(attempt), array_agg(lost_attempts),
-            array_agg(expires_at), (select count(*) from entered)
-        into jobs, claims, positions, attempts, losses, expiries, entered
+            array_agg(expires_at), (select count(*) from entered), (select count(*) from locked)
+        into jobs, claims, positions, attempts, losses, expiries, entered, met
         from (select * from picked order by "position") p;
+        again := again or met > coalesce(cardinality(jobs), 0);
         continue when jobs is null;
+        suspect := suspect or 0 < any (losses);
         swept := entered < cardinality(jobs) or coalesce(t >= any (expiries), false);
         if swept then
             perform drop_unrunnable(me.tasks, t, jobs, claims, expiries);
