@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test campaign guards generate clean
+.PHONY: demo test test-faults faults campaign guards generate clean
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v "$$p" && break; done)
@@ -17,14 +17,17 @@ demo: .venv/ready
 test: .venv/ready-dev
 	@$(BIN)/ruff check -q .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m "not faults"
+
+# Real cut links, fail-overs, kills, and a minute of the campaign below. Some need root, for network namespaces, and say so.
+test-faults: .venv/ready-dev
+	@$(BIN)/python -m pytest -m faults -s
 
 # The full sizes: what `make test` runs in a short form.
 campaign: .venv/ready-dev
 	@PGSCHED_CAMPAIGN=1 $(BIN)/python -m pytest tests/faults tests/sql
 
 # 100,000 jobs while something fails every second, for ten minutes: make faults ARGS="--seconds 60 --jobs 10000 --seed 7"
-.PHONY: faults
 faults: .venv/ready-dev
 	@PYTHONPATH=tests $(BIN)/python -m faults.campaign $(ARGS)
 

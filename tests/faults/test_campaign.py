@@ -10,7 +10,7 @@ import pytest
 from faults.campaign import Campaign
 from harness.server import Server
 
-pytestmark = pytest.mark.one_server
+pytestmark = [pytest.mark.one_server, pytest.mark.faults]
 
 
 def test_no_job_is_lost_or_runs_twice_at_once_whatever_fails(server: Server, tmp_path: Path) -> None:

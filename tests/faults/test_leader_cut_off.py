@@ -27,7 +27,7 @@ IN_TIME_S = 2 + 2 + 1 + 1
 
 CUTS = ("both directions", "what the leader sends", "what the leader is sent", "flapping, then both")
 
-pytestmark = pytest.mark.one_server
+pytestmark = [pytest.mark.one_server, pytest.mark.faults]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from pgsched.calls import Calls
 from pgsched.leader import Leader
 from pgsched.leader import session as leader_session
 
-pytestmark = pytest.mark.one_server
+pytestmark = [pytest.mark.one_server, pytest.mark.faults]
 
 _READY = b"Z\x00\x00\x00\x05I"
 

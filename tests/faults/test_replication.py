@@ -39,7 +39,7 @@ NO_QUORUM = "could not commit it with its quorum"
 FORGOTTEN = "the server no longer knows claim"
 AGAIN = "attached again"
 
-pytestmark = pytest.mark.one_server
+pytestmark = [pytest.mark.one_server, pytest.mark.faults]
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ FULL = bool(os.environ.get("PGSCHED_CAMPAIGN"))
 NOOPS = 10_000 if FULL else 2_500
 OURS = "application_name like 'pgsched %%'"
 
-pytestmark = pytest.mark.one_server
+pytestmark = [pytest.mark.one_server, pytest.mark.faults]
 
 
 class Day:

@@ -21,7 +21,7 @@ from psycopg.conninfo import make_conninfo
 
 from pgsched.migrate import upgrade
 
-pytestmark = pytest.mark.one_server
+pytestmark = [pytest.mark.one_server, pytest.mark.faults]
 
 
 def test_a_slow_name_server_costs_neither_the_lease_nor_a_handler(server: Server, tmp_path: Path) -> None:

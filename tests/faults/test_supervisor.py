@@ -22,7 +22,7 @@ from pgsched.exit_code import ExitCode
 FULL = bool(os.environ.get("PGSCHED_CAMPAIGN"))
 SHORT = ("--lease", "1", "--kill", "2")
 
-pytestmark = pytest.mark.one_server
+pytestmark = [pytest.mark.one_server, pytest.mark.faults]
 
 
 @pytest.fixture(autouse=True)

@@ -54,7 +54,7 @@ CUTS: dict[str, dict[str, bool]] = {
 # A job that a worker was lost with runs alone in its process (docs/decisions/0006): each needs one of its own.
 THREE = ("--processes", "3", "--concurrency", "1")
 
-pytestmark = pytest.mark.one_server
+pytestmark = [pytest.mark.one_server, pytest.mark.faults]
 
 
 @pytest.fixture(scope="module")
