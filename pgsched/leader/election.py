@@ -116,6 +116,10 @@ class Leader:
                 return None
             opening.result().add_notice_handler(self._noticed)
             return opening.result()
+        except asyncio.CancelledError:
+            if opening.done() and not opening.cancelled() and opening.exception() is None:
+                await opening.result().close()  # (it came in the moment in which nobody wanted it any more)
+            raise
         finally:
             stopping.cancel()
             if opening.cancel():
