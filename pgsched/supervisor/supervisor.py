@@ -103,7 +103,8 @@ class Supervisor:
         self._blind_until = 0.0
         self._reaped_at = 0.0
         self._selector = selectors.DefaultSelector()
-        self._certificates: list[threading.Thread] = []
+        self._certificates: list[Certificate] = []
+        self._presenting: list[threading.Thread] = []
         self._over = threading.Event()
         self._leader: _Leading | None = None
 
@@ -151,7 +152,9 @@ class Supervisor:
                         place.start_at = now() + next(place.waits)
             if self._asked > self._forwarded:
                 self._forward()
-            self._lead()
+            with contextlib.suppress(RuntimeError):  # (no thread can be started at this moment)
+                self._hand_over()
+                self._lead()
             if now() - self._reaped_at > _REAP_EVERY_S:
                 self._reaped_at = now()
                 with contextlib.suppress(OSError):
@@ -219,11 +222,7 @@ class Supervisor:
         place.running, place.ended_at = False, None
         self._had_attached |= has_attached
         if certificate is not None:
-            thread = threading.Thread(
-                target=self._present, args=(certificate,), name="pgsched-certificate", daemon=True
-            )
-            self._certificates = [each for each in self._certificates if each.is_alive()] + [thread]
-            thread.start()
+            self._certificates.append(certificate)
         if self._asked or place.retiring:
             self._note(code, has_attached)
             return
@@ -260,6 +259,17 @@ class Supervisor:
             return f"it holds {held} MB"
         return None
 
+    def _hand_over(self) -> None:
+        """Each certificate is presented by a thread of its own: the database may be away."""
+        self._presenting = [thread for thread in self._presenting if thread.is_alive()]
+        while self._certificates:
+            thread = threading.Thread(
+                target=self._present, args=(self._certificates[0],), name="pgsched-certificate", daemon=True
+            )
+            thread.start()
+            self._presenting.append(thread)
+            del self._certificates[0]
+
     def _present(self, certificate: Certificate) -> None:
         """Present it until the database has taken it; a stopping supervisor gives up after a while."""
         for wait in backoff(0.05, 5.0):
@@ -293,8 +303,10 @@ class Supervisor:
 
     def _end(self) -> None:
         deadline = now() + _LAST_WORDS_S
-        for presented in self._certificates:
-            presented.join(max(0.0, deadline - now()))
+        with contextlib.suppress(RuntimeError):
+            self._hand_over()
+        for presenting in self._presenting:
+            presenting.join(max(0.0, deadline - now()))
         self._over.set()
         if self._leader is not None:
             self._leader.stop()
