@@ -167,8 +167,8 @@ GUARDS = [
     Guard(
         "a claim hands out one suspect at a time (R20)",
         "sql/functions/claim.sql",
-        """or "position" = (select min("position") from locked where lost_attempts > 0 and not suspect)""",
-        "or true",
+        """ and "position" >= a_lane.first and lost_attempts = 0""",
+        """ and "position" >= a_lane.first""",
         "tests/races/test_rescue.py::test_where_suspects_had_begun_only_they_are_charged",
     ),
     Guard(
@@ -181,7 +181,7 @@ GUARDS = [
     Guard(
         "a new session does not wait for the handlers' threads",
         "pgsched/worker/process.py",
-        "        asyncio.get_running_loop().set_default_executor(threads)\n",
+        "        loop.set_default_executor(threads)\n",
         "",
         "tests/faults/test_slow_dns.py::test_a_slow_name_server_costs_neither_the_lease_nor_a_handler",
     ),
@@ -298,10 +298,10 @@ GUARDS = [
         "tests/faults/test_supervisor.py::test_an_outage_is_nobodys_fault_even_where_a_handler_has_to_be_killed",
     ),
     Guard(
-        "suspects run alone (R20)",
+        "a worker runs one suspect at a time (R20)",
         "pgsched/worker/exchange.py",
-        "elif not job.lost_attempts:",
-        "elif True:",
+        "return self.suspect is None and not self.suspect_asked",
+        "return True",
         "tests/faults/test_supervisor.py::test_a_job_that_crashes_its_worker_fails_after_its_limit_and_harms_no_neighbour",
     ),
     Guard(

@@ -9,11 +9,16 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import signal
 import tempfile
 from dataclasses import dataclass
 from typing import Any
 
 from pgsched.lease import LeaseTimes
+
+HURRY = signal.SIGUSR1
+"""What a parent sends its worker so that it cancels what runs. (Not a second SIGTERM: an init system sends one to every process
+of a service, and the supervisor sends one as well.)"""
 
 MOST_SLOTS = 10_000
 """As many handlers as one worker may run."""
@@ -30,7 +35,7 @@ class Seen:
 
     worker_id  0 until it has attached
     sent_at    when the last answered heartbeat was sent (CLOCK_BOOTTIME, seconds); 0 until it has attached
-    tick       when its event loop last moved
+    tick       when its event loop last moved; 0 while it is not open for work
     client     seconds from `sent_at` until it stops; kill: until nothing of it may run any more
     begun      the claims whose handlers have begun and not ended
     suspects   those of them with which a worker had died before
@@ -52,7 +57,7 @@ class Seen:
             return None
         if self.begun:
             return f"its lease was proved {at - self.sent_at:.1f} s ago and {len(self.begun)} handlers still run"
-        if at - self.tick >= self.kill:
+        if self.tick and at - self.tick >= self.kill:
             return f"it has not moved for {at - self.tick:.1f} s"
         return None  # nothing runs in it, so it may outlive an outage
 
@@ -92,7 +97,7 @@ class Board:
     def attached(self, worker_id: int, times: LeaseTimes, sent_at: float) -> None:
         """It has attached as this worker."""
         self._times[_CLIENT], self._times[_KILL] = times.client.total_seconds(), times.kill.total_seconds()
-        self._times[_TICK] = self._times[_SENT_AT] = sent_at
+        self._times[_SENT_AT] = sent_at
         self._words[_WORKER] = worker_id
 
     def answered(self, sent_at: float) -> None:
@@ -100,7 +105,7 @@ class Board:
         self._times[_SENT_AT] = max(sent_at, self._times[_SENT_AT])
 
     def tick(self, at: float) -> None:
-        """The event loop moves."""
+        """The event loop moves; 0: it may stand still from now on, as nothing runs in it."""
         self._times[_TICK] = at
 
     def begin(self, claim_id: int, is_suspect: bool) -> int:
@@ -122,8 +127,11 @@ class Board:
     def target(self) -> dict[str, Any] | None:
         """What the worker has said of its database; None: nothing yet."""
         size = self._words[_TEXT_BYTES]
-        found: dict[str, Any] | None = json.loads(self._map[_TEXT_AT : _TEXT_AT + size]) if size else None
-        return found
+        try:
+            found: dict[str, Any] | None = json.loads(self._map[_TEXT_AT : _TEXT_AT + size]) if size else None
+        except ValueError:  # (C code of a handler may have written anywhere)
+            return None
+        return found if isinstance(found, dict) else None
 
     def read(self) -> Seen:
         """What stands there now."""

@@ -25,7 +25,7 @@ from pgsched.errors import WorkerAlive
 from pgsched.exit_code import ExitCode
 from pgsched.lease import now
 from pgsched.run import run
-from pgsched.supervisor.board import Board, Seen
+from pgsched.supervisor.board import HURRY, Board, Seen
 from pgsched.supervisor.family import TAG, die_with_parent, end_family
 
 log = logging.getLogger("pgsched.supervisor")
@@ -105,7 +105,12 @@ class ChildWorker:
         """Start the process."""
         self.tag = str(uuid.uuid4())
         self._board = Board()
-        theirs, self._lifeline = os.pipe()
+        try:
+            theirs, self._lifeline = os.pipe()
+        except OSError:
+            self._board.close()
+            self._board = None
+            raise
         parent = json.dumps({"board": self._board.fd, "lifeline": theirs, "pid": os.getpid(), "dsn": self._dsn})
         environment = os.environ | {_PARENT: parent, TAG: self.tag} | ({"PGSCHED_DSN": self._dsn} if self._dsn else {})
         self.started_at, self._died_at, self._told = now(), 0.0, False
@@ -145,7 +150,7 @@ class ChildWorker:
     def send(self, number: signal.Signals) -> None:
         """Send it a signal; one that has ended is not hit, nor anybody else."""
         if self.process is not None and not self.has_ended():
-            self._told |= number == signal.SIGTERM
+            self._told |= number in (signal.SIGTERM, HURRY)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self.process.pid, number)
 

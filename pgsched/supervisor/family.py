@@ -29,9 +29,10 @@ _IS_LINUX = sys.platform == "linux"
 
 def adopt_orphans() -> set[int] | None:
     """From now on processes whose parent ends become children of this one. The children that it has already; None: not here."""
-    if not _IS_LINUX:
+    if not _IS_LINUX or not Path("/proc/self/task", str(os.getpid()), "children").exists():
+        return None  # (a kernel may be built without that list)
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         return None
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     return set(_children())
 
 
@@ -88,8 +89,11 @@ def _orphans(group: int, workers: Mapping[str, int], own: set[int]) -> Iterator[
 def _children() -> Iterator[int]:
     """The children of this process. One that exists when this begins is among them."""
     for task in os.scandir("/proc/self/task"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # (a thread that has ended)
+        try:
             yield from map(int, Path(task.path, "children").read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            if task.name == str(os.getpid()):
+                raise  # (any other thread may have ended)
 
 
 def _tagged(tag: bytes, group: int) -> Iterator[int]:

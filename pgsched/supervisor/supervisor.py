@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-import logging.handlers
 import os
-import queue
 import selectors
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 
-import psycopg
-
-from pgsched.errors import PgschedError, UsageError, primary
+from pgsched.errors import UsageError, primary
 from pgsched.exit_code import ExitCode
-from pgsched.leader import Leader
 from pgsched.lease import now
 from pgsched.loop import backoff
+from pgsched.supervisor.board import HURRY
 from pgsched.supervisor.child import FAMILY_S, Certificate, ChildWorker
 from pgsched.supervisor.family import adopt_orphans, reap_orphans
+from pgsched.supervisor.leading import Leading
+from pgsched.supervisor.surroundings import logging_that_cannot_block, more_descriptors, resident_mb
 
 log = logging.getLogger("pgsched.supervisor")
 
@@ -80,6 +77,8 @@ class _Place:
     retiring: bool = False
     running: bool = False
     doomed: bool = False
+    tainted: list[int] = field(default_factory=list)
+    """Processes that may be its worker's and could not be ended: no certificate for it."""
 
     @property
     def pid(self) -> int:
@@ -102,11 +101,13 @@ class Supervisor:
         self._looked_at = 0.0
         self._blind_until = 0.0
         self._reaped_at = 0.0
+        self._said = ""
+        self._unkillable: set[int] = set()
         self._selector = selectors.DefaultSelector()
         self._certificates: list[Certificate] = []
         self._presenting: list[threading.Thread] = []
         self._over = threading.Event()
-        self._leader: _Leading | None = None
+        self._leader: Leading | None = None
 
     def run(self) -> int:
         """Keep the workers running until it is told to stop; the worst of their exit codes.
@@ -115,13 +116,14 @@ class Supervisor:
         """
         self._own = adopt_orphans()
         self._places += [self._place() for _ in range(self._plan.processes)]
-        before = {
-            number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        }
+        more_descriptors(self._plan.processes)
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # (as nohup has it)
+            before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._stop)
         # (Whoever has started this process may have ignored it, and then no child could be waited for.)
         before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
-            with _logging_that_cannot_block():
+            with logging_that_cannot_block():
                 if self._own is None:
                     log.warning(
                         "on this system a worker's processes are known by their group alone, and workers notice the end of this "
@@ -145,24 +147,33 @@ class Supervisor:
             # Whoever must be killed, before all that may take longer.
             for step in (self._doom, self._tend):
                 for place in list(self._places):
-                    try:
+                    with self._trying():
                         step(place)
-                    except OSError as error:
-                        log.error("%s", error)
-                        place.start_at = now() + next(place.waits)
-            if self._asked > self._forwarded:
-                self._forward()
-            with contextlib.suppress(RuntimeError):  # (no thread can be started at this moment)
-                self._hand_over()
-                self._lead()
-            if now() - self._reaped_at > _REAP_EVERY_S:
-                self._reaped_at = now()
-                with contextlib.suppress(OSError):
-                    reap_orphans(self._workers(), self._own)
+            for duty in (self._forward, self._hand_over, self._lead, self._reap):
+                with self._trying():
+                    duty()
             dying = any(place.ended_at is not None for place in self._places)
             for key, _ in self._selector.select(0.002 if dying else _LOOK_S):
                 self._forget(key.fd)
         self._end()
+
+    @contextlib.contextmanager
+    def _trying(self) -> Iterator[None]:
+        """What cannot be done at this moment is done in a later round: nothing ends the supervisor but its own decision."""
+        try:
+            yield
+        except Exception as error:
+            if (said := f"{type(error).__name__}: {error}") != self._said:
+                log.error(
+                    "the supervisor goes on after %s", said, exc_info=not isinstance(error, (OSError, RuntimeError))
+                )
+            self._said = said
+            time.sleep(_LOOK_S / 5)
+
+    def _reap(self) -> None:
+        if now() - self._reaped_at > _REAP_EVERY_S:
+            self._reaped_at = now()
+            reap_orphans(self._workers(), self._own)
 
     # ---- One worker.
 
@@ -198,7 +209,9 @@ class Supervisor:
             self._places.append(self._place())
 
     def _start(self, place: _Place) -> None:
+        place.start_at = now() + next(place.waits)  # (should this try fail)
         place.child.start()
+        place.tainted = []
         place.running, place.doomed, place.ended_at = True, False, None
         with contextlib.suppress(AttributeError, OSError):
             # Its end wakes this loop at once; where there is no such thing, the next look finds it.
@@ -211,11 +224,14 @@ class Supervisor:
     def _bury(self, place: _Place) -> None:
         """One step: what it left behind is killed; when nothing is left it is reaped, and its death certified."""
         place.ended_at = place.ended_at or now()
-        left = place.child.clear(self._workers(but=place))
+        left = [pid for pid in place.child.clear(self._workers(but=place)) if pid not in self._unkillable]
         if left and now() - place.ended_at < FAMILY_S:
             return
-        if self._own is not None:
-            self._own.update(left)  # (what cannot be ended must not keep every later death from being certified)
+        # What cannot be ended must not keep every later death from being certified; but whoever runs now may be its maker.
+        self._unkillable.update(left)
+        for other in self._places if left else ():
+            other.tainted += left
+        left = place.tainted
         pid, has_attached = place.pid, place.child.seen.worker_id != 0
         code, certificate = place.child.bury(left, blind=now() < self._blind_until)
         lived = now() - place.child.started_at
@@ -255,7 +271,7 @@ class Supervisor:
         ended = place.child.seen.ended
         if jobs is not None and ended >= jobs:
             return f"it has run {ended} jobs"
-        if memory is not None and ended > 0 and (held := _resident_mb(place.pid)) >= memory:
+        if memory is not None and ended > 0 and (held := resident_mb(place.pid)) >= memory:
             return f"it holds {held} MB"
         return None
 
@@ -277,7 +293,7 @@ class Supervisor:
                 if moved := certificate.present(over=self._over):
                     log.info("%s jobs of worker %s went back", moved, certificate.worker_id)
                 return
-            except (psycopg.Error, PgschedError) as error:
+            except Exception as error:  # (also: no descriptor, no memory at this moment)
                 log.warning("worker %s is dead, but: %s", certificate.worker_id, primary(error))
             if self._over.wait(wait):
                 return
@@ -285,25 +301,27 @@ class Supervisor:
     # ---- The whole.
 
     def _forward(self) -> None:
-        """SIGTERM to every worker, once for each that came; one that retires has had its first already."""
+        """To every worker SIGTERM, and word to hurry when a second one has come."""
+        if self._asked <= self._forwarded:
+            return
         self._forwarded += 1
         if self._leader is not None:
             self._leader.stop()
         for place in self._places:
-            if place.running and not (place.retiring and self._forwarded == 1):
-                place.child.send(signal.SIGTERM)
+            if place.running:
+                place.child.send(signal.SIGTERM if self._forwarded == 1 else HURRY)
 
     def _lead(self) -> None:
         """Stand for leader, once a worker has said where the database is."""
         if self._leader is None and self._plan.lead and not self._asked:
             for place in self._places:
                 if place.running and (target := place.child.target):
-                    self._leader = _Leading(*target)
+                    self._leader = Leading(*target)
                     return
 
     def _end(self) -> None:
         deadline = now() + _LAST_WORDS_S
-        with contextlib.suppress(RuntimeError):
+        with self._trying():
             self._hand_over()
         for presenting in self._presenting:
             presenting.join(max(0.0, deadline - now()))
@@ -312,72 +330,3 @@ class Supervisor:
             self._leader.stop()
             self._leader.join(5.0)
         self._selector.close()
-
-
-class _Leading:
-    """A leader in a thread with an event loop of its own."""
-
-    def __init__(self, dsn: str, schema: str) -> None:
-        self._leader = Leader(dsn, schema)
-        self._loop = asyncio.new_event_loop()
-        self._stopped = asyncio.Event()
-        self._thread = threading.Thread(target=self._run, name="pgsched-leader", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Resign."""
-        with contextlib.suppress(RuntimeError):  # (the loop has ended)
-            self._loop.call_soon_threadsafe(self._stopped.set)
-
-    def join(self, patience_s: float) -> None:
-        """Wait for its end."""
-        self._thread.join(patience_s)
-
-    def _run(self) -> None:
-        with contextlib.closing(self._loop):
-            self._loop.run_until_complete(self._stand())
-
-    async def _stand(self) -> None:
-        for wait in backoff(1.0, 30.0):
-            try:
-                await self._leader.run(self._stopped)
-                return
-            except (psycopg.Error, PgschedError) as error:
-                log.error("this process cannot stand for leader: %s", str(error).strip())
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopped.wait(), wait)
-            if self._stopped.is_set():
-                return
-
-
-@contextlib.contextmanager
-def _logging_that_cannot_block() -> Iterator[None]:
-    """Messages go through a queue to a thread: a log that nobody reads must not keep a worker from being killed in time."""
-    root = logging.getLogger()
-    handlers = root.handlers[:]
-    messages: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
-
-    def write() -> None:
-        while (record := messages.get()) is not None:
-            for handler in handlers:
-                if record.levelno >= handler.level:
-                    handler.handle(record)
-
-    writer = threading.Thread(target=write, name="pgsched-log", daemon=True)
-    writer.start()
-    root.handlers[:] = [logging.handlers.QueueHandler(messages)]
-    try:
-        yield
-    finally:
-        root.handlers[:] = handlers
-        messages.put(None)
-        writer.join(1.0)
-
-
-def _resident_mb(pid: int) -> int:
-    """Its resident memory in MB; 0 where the kernel does not tell."""
-    try:
-        pages = int(Path("/proc", str(pid), "statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE") // 1_000_000

@@ -31,12 +31,6 @@ PRIORITIES = range(10)
 _MOST_RESULTS = 1000
 _MOST_BYTES = 16 * 1024 * 1024
 
-SUSPECT_PATIENCE_S = 5.0
-"""How long a job that a worker has died with waits for the others to end, before it runs beside them."""
-
-ALONE_S = 30.0
-"""How long it runs alone. A crash that comes later is charged to it all the same; whoever ran beside it is only run again."""
-
 
 class Ledger:
     """What this worker knows: its slots, its claims, and the outcomes that the server has not acknowledged."""
@@ -62,57 +56,37 @@ class Ledger:
         """Set when an exchange may have something to do."""
         self.start: Callable[[Claimed], None]
         """Begins a handler."""
-        self._suspect: Claimed | None = None
+        self.suspect: Claimed | None = None
+        """The one that runs, or whose outcome is not acknowledged."""
+        self.suspect_asked = False
         self._turn = itertools.count()
 
     @property
     def free(self) -> int:
-        """Slots that nothing fills and no claim on its way may fill; none while a suspect runs alone, or waits for that."""
-        if not self.accepting or self._suspect is not None:
-            return 0
-        return self.concurrency - self.active - self.asked
+        """Slots that nothing fills and no claim on its way may fill."""
+        return self.concurrency - self.active - self.asked if self.accepting else 0
+
+    @property
+    def takes_suspect(self) -> bool:
+        """Whether a job may come with which a worker has died before: one at a time, also of claims on their way."""
+        return self.suspect is None and not self.suspect_asked
 
     def begin(self, job: Claimed) -> None:
-        """Take in a claim; its handler begins. A suspect, with which a worker has died before, runs alone: it waits until
-        what runs has ended, and nothing is claimed meanwhile. Where that takes too long, it runs beside what is left. Other
-        suspects go back, for whoever has room."""
+        """Take in a claim; its handler begins."""
         self.claims[job.claim_id] = job
         self.active += 1
         if not self.accepting:
             self.end(job, outcome.given_back(job.job_id, job.claim_id, "its worker is stopping", begun=False))
-        elif not job.lost_attempts:
-            self.start(job)
-        elif self._suspect is not None:
-            self.end(job, outcome.given_back(job.job_id, job.claim_id, "it runs alone, and not here now", begun=False))
-        else:
-            self._suspect = job
-            asyncio.get_running_loop().call_later(SUSPECT_PATIENCE_S, self._begin_suspect, job)
+            return
+        if job.lost_attempts:
+            self.suspect = job
+        self.start(job)
 
-    def give_up_suspect(self, why: str) -> None:
-        """A suspect that has not begun goes back."""
-        if (job := self._suspect) is not None and job.handler is None:
-            self.end(job, outcome.given_back(job.job_id, job.claim_id, why, begun=False))
-
-    def forget(self, job: Claimed) -> None:
-        """The server does not know its claim any more: a suspect that has not begun never does."""
-        if job is self._suspect and job.handler is None:
-            self._suspect = None
-            self.claims.pop(job.claim_id, None)
-            self.active -= 1
-
-    def settle_suspect(self) -> None:
-        """It begins, if nothing else runs, may come, or has an outcome that could be lost with it."""
-        if self._suspect is not None and len(self.claims) == 1 and not self.asked:
-            self._begin_suspect(self._suspect)
-
-    def _begin_suspect(self, job: Claimed) -> None:
-        if self._suspect is job and job.handler is None:
-            self.start(job)
-            asyncio.get_running_loop().call_later(ALONE_S, self._no_longer_alone, job)
-
-    def _no_longer_alone(self, job: Claimed) -> None:
-        if self._suspect is job:
-            self._suspect = None
+    def acknowledged(self, job: Claimed) -> None:
+        """The server knows its outcome. Only now the next suspect may come: what it crashes could take the outcome along."""
+        self.claims.pop(job.claim_id, None)
+        if self.suspect is job:
+            self.suspect = None
             self.wake()
 
     def running(self) -> list[Claimed]:
@@ -123,8 +97,6 @@ class Ledger:
         """A handler has ended with this outcome."""
         self.active -= 1
         self.ended.append((job, result))
-        if self._suspect is job:
-            self._suspect = None
         self.work.set()
 
     def wake(self) -> None:
@@ -274,10 +246,13 @@ class Exchange:
             self._spoke_at = time.monotonic()
             return True
         wakes = ledger.wakes
-        want = None
+        want, suspects = None, False
         if asking > 0:
             ledger.asked += asking
-            want = json.dumps({"lanes": ledger.lanes(), "max_jobs": asking, "free_slots": asking})
+            suspects = ledger.takes_suspect
+            ledger.suspect_asked |= suspects
+            lanes = ledger.lanes()
+            want = json.dumps({"lanes": lanes, "max_jobs": asking, "free_slots": asking, "suspects": suspects})
         try:
             rows = await self._finish([text for _, text in results], want)
         except psycopg.DataError:
@@ -289,10 +264,11 @@ class Exchange:
             raise
         finally:
             ledger.asked -= max(asking, 0)
+            if suspects:
+                ledger.suspect_asked = False
         self._spoke_at = time.monotonic()
         self._acknowledge({job.claim_id: (job, text) for job, text in results}, rows)
         came = self._begin(rows)
-        ledger.settle_suspect()
         if came < asking and wakes == ledger.wakes:
             ledger.hint = False
         elif ledger.free > 0:
@@ -310,7 +286,7 @@ class Exchange:
             if row[0] == "busy":
                 self._send_later(job, text)
                 continue
-            self._ledger.claims.pop(job.claim_id, None)
+            self._ledger.acknowledged(job)
             if row[0] == "stale":
                 log.error(
                     "job %s: claim %s was no longer this worker's; its outcome was not accepted",

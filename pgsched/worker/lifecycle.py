@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from pgsched.errors import UsageError, WorkerAlive, WorkerRescued, primary
+from pgsched.errors import NoSession, UsageError, WorkerAlive, WorkerRescued, primary
 from pgsched.exit_code import ExitCode
 from pgsched.leader import Leader
 from pgsched.lease import Lease, Order, now
@@ -58,6 +58,7 @@ class Worker:
         self._hurry = asyncio.Event()
         self._stopped = asyncio.Event()
         self._closed = asyncio.Event()
+        self._opened = False
         self._lease = Lease(self.settings.lease, now())
         self._rescued: WorkerRescued | None = None
         self._failed = False
@@ -70,6 +71,11 @@ class Worker:
         self._draining.set()
         self.ledger.accepting = False
         self.ledger.work.set()
+
+    def drain(self) -> None:
+        """As the first `stop`, however often it is called."""
+        if not self._draining.is_set():
+            self.stop()
 
     async def run(self) -> ExitCode:
         """Work until `stop()`; the exit code. Raises `SchemaError`, `NotAdopted`, `AccessError` when it may not start."""
@@ -98,24 +104,57 @@ class Worker:
             ", ".join(self.queues),
             self.settings.concurrency,
         )
-        # (A lifespan may take its time, to open what it opens and to close it: the lease is kept, and the parent sees it move.)
+        # (A lifespan may take its time, to open what it opens and to close it: the lease is kept meanwhile.)
         keeping = asyncio.create_task(self._guard(self._keep_lease(identity, lease)))
-        ticking = asyncio.create_task(self._tick())
         lifeline = self._parent.lifeline if self._parent else None
         watchdog = Watchdog(self._lease, self._lease_expired, lambda: len(self.ledger.running()), lifeline)
         watchdog.start()
+        body = asyncio.create_task(self._work_in_lifespan(identity))
         try:
-            async with self._state() as state:
-                await self._work(identity, state)
+            await self._until_it_ends(body)
+        except asyncio.CancelledError:
+            body.cancel()
+            await asyncio.wait([body])
+            raise
         finally:
             self._stopped.set()
             self._closed.set()
-            await asyncio.wait([keeping], timeout=_CANCEL_GRACE)
-            for task in (keeping, ticking):
-                task.cancel()
             # (Where a handler still runs it watches on: nobody proves the lease any more.)
             watchdog.stop()
+            await asyncio.wait([keeping], timeout=_CANCEL_GRACE)
+            keeping.cancel()
         return self._exit_code()
+
+    async def _until_it_ends(self, body: asyncio.Task[None]) -> None:
+        """Wait for the work to end. A lifespan that still opens when the worker is to stop, or does not close, is cancelled."""
+        await self._first(body, self._draining)
+        if self._opened:
+            await self._first(body, self._closed)
+            await asyncio.wait([body], timeout=_CANCEL_GRACE)
+        if not body.done():
+            log.warning("the lifespan %s: it is cancelled", "does not close" if self._opened else "was still opening")
+            body.cancel()
+            await asyncio.wait([body], timeout=_CANCEL_GRACE)
+        if body.done() and not body.cancelled():
+            body.result()
+
+    async def _first(self, body: asyncio.Task[None], event: asyncio.Event) -> None:
+        waiting = asyncio.create_task(event.wait())
+        try:
+            await asyncio.wait([body, waiting], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+
+    async def _work_in_lifespan(self, identity: Identity) -> None:
+        async with self._state() as state:
+            self._opened = True
+            ticking = asyncio.create_task(self._tick())
+            try:
+                await self._work(identity, state)
+            finally:
+                ticking.cancel()
+                if self._board is not None:
+                    self._board.tick(0)
 
     async def _work(self, identity: Identity, state: Any) -> None:
         """Take jobs and run them until `stop()`; then drain, and close what was opened."""
@@ -184,7 +223,6 @@ class Worker:
 
     async def _drain(self) -> None:
         """Let handlers end; then cancel the asynchronous ones and wait for them, and for their outcomes to be sent."""
-        self.ledger.give_up_suspect("its worker is stopping")
         if self.ledger.active:
             log.info("stopping: %s jobs are running", self.ledger.active)
         with contextlib.suppress(TimeoutError):
@@ -279,13 +317,18 @@ class Worker:
         for exchange in self._exchanges:
             await exchange.close()
         sent_at = now()
-        lease, unknown = await identity.reattach(self.ledger.claims)
+        try:
+            lease, unknown = await identity.reattach(self.ledger.claims)
+        except NoSession as error:
+            if now() < self._lease.good_until() + self.settings.lease.rescue.total_seconds():
+                raise
+            # A database that was restored to an earlier time, or the like: a fresh identity may find its way.
+            raise WorkerRescued(f"this identity has come to nothing: {error}") from error
         # (One that has ended may have been accepted, and only the answer was lost: its outcome is sent again anyhow.)
         known = [self.ledger.claims[claim_id] for claim_id in unknown if claim_id in self.ledger.claims]
         forgotten = [job for job in known if not job.has_ended]
         for job in forgotten:
             log.error("job %s: the server no longer knows claim %s; its handler is stopped", job.job_id, job.claim_id)
-            self.ledger.forget(job)
             self._ask_to_stop(job, "the server no longer knows the claim")
         if handlers := [job.handler for job in forgotten if job.handler is not None]:
             try:
@@ -314,7 +357,6 @@ class Worker:
             "the lease has expired: no heartbeat was answered for %s; stopping what runs", self.settings.lease.client
         )
         self.ledger.accepting = False
-        self.ledger.give_up_suspect("its worker's lease expired")
         for job in list(self.ledger.claims.values()):
             self._ask_to_stop(job, "its worker's lease expired")
 

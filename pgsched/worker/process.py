@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from pgsched.exit_code import ExitCode
+from pgsched.supervisor.board import HURRY
 from pgsched.worker.lifecycle import Worker
 from pgsched.worker.settings import Settings
 
@@ -31,7 +32,8 @@ def run_worker(
     restore_signals: bool = True,
     **options: Any,
 ) -> int:
-    """Run a worker in this process until SIGTERM or SIGINT (a second one cancels what runs); its exit code.
+    """Run a worker in this process until SIGTERM or SIGINT (a second one cancels what runs, where there is no parent); its exit
+    code.
 
     `options` are those of `Settings`; `parent` is for a supervisor's child. When a handler still runs at the end (a thread that
     does not return), the process is ended without waiting for it, with `ExitCode.STILL_RUNNING`. `restore_signals` False leaves
@@ -46,15 +48,18 @@ def run_worker(
         worker = Worker(app, worker_settings, parent)
         # Handlers that wait in asyncio.to_thread must not keep a new session from finding the server's address.
         threads = ThreadPoolExecutor(worker_settings.concurrency + 32, thread_name_prefix="pgsched-loop")
-        asyncio.get_running_loop().set_default_executor(threads)
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(threads)
         for number in signals:
-            asyncio.get_running_loop().add_signal_handler(number, worker.stop)
+            loop.add_signal_handler(number, worker.stop if parent is None else worker.drain)
+        if parent is not None:
+            loop.add_signal_handler(HURRY, worker.stop)
         try:
             code = await worker.run()
         finally:
             # It has stopped: one more signal shall not change its exit code.
-            for number in signals:
-                asyncio.get_running_loop().remove_signal_handler(number)
+            for number in signals if parent is None else (*signals, HURRY):
+                loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_IGN)
         if worker.ledger.running():
             # Whatever the reason for the end: a thread that still runs must not outlive the watchdog, since its job may be

@@ -7,6 +7,7 @@ can end this one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import select
@@ -68,7 +69,8 @@ class Watchdog:
                 os._exit(ExitCode.LEASE_LOST)
             elif not told and not self._over.is_set():
                 told = True
-                self._loop.call_soon_threadsafe(self._expired)
+                with contextlib.suppress(RuntimeError):  # (the loop has been closed)
+                    self._loop.call_soon_threadsafe(self._expired)
 
     def _look(self) -> None:
         """Wait for the next look; a closed lifeline means that the parent has ended, and this process ends with it."""

@@ -43,6 +43,7 @@ create table ready (
     constraint ready_queue_is_a_name check (length(queue) between 1 and 100),
     constraint ready_attempt_is_a_count check (attempt between 0 and 2147483646 and lost_attempts between 0 and 2147483646)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
+create index ready_suspects on ready (queue, priority, lost_attempts, "position") where lost_attempts > 0;
 create index ready_expiry on ready (expires_at) where expires_at is not null;
 comment on table ready is 'Jobs that may run now, and nothing else. A lane is one (queue, priority).';
 comment on sequence ready_position_seq is 'The positions in ready, of all lanes. Cache 1, and drawn only by the INSERT.';

@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 
 from pgsched.app import App
+from pgsched.supervisor.board import HURRY
 from pgsched.supervisor.child import ChildWorker
 from pgsched.worker import ExitCode, Settings, Worker
 
@@ -182,6 +183,7 @@ def hurry(worker: ChildWorker) -> int:
     assert worker.process is not None
     while not worker.has_ended():
         worker.send(signal.SIGTERM)
+        worker.send(HURRY)
         time.sleep(0.2)
     result = os.waitid(os.P_PID, worker.process.pid, os.WEXITED | os.WNOWAIT)
     assert result is not None

@@ -7,7 +7,8 @@
 -- a note: extra {"again": true} says that jobs were met that are not among the answer, so "nothing came" does not mean
 -- "nothing is there"; {"not_before": time} says that no claims are given out before then.
 --
--- At most one job of an answer is a suspect, with which a worker has died before (extra {"lost_attempts"}): they run alone.
+-- At most one job of an answer is a suspect, with which a worker has died before (extra {"lost_attempts"}), and none where
+-- want says {"suspects": false}: a worker runs one at a time, so that another death has one that it can be charged to.
 --
 -- What cannot run does not stay in the way: an expired job ends as skipped, one whose definition is gone as failed, one
 -- whose task this worker does not know waits a little (as long as it is old, 1 to 60 s; nothing charged), and a ready
@@ -42,8 +43,8 @@ declare
     losses integer[];
     expiries timestamptz[];
     entered bigint;
-    met bigint;
-    suspect boolean := false;
+    suspect boolean;
+    doubtful tid;
     given bigint;
     swept boolean;
     again boolean := false;
@@ -59,13 +60,21 @@ begin
     end if;
     room := coalesce(nullif(want -> 'max_jobs', 'null')::integer, 1);
     slots := coalesce(nullif(want -> 'free_slots', 'null')::integer, room);
+    suspect := coalesce(want -> 'suspects' = 'false', false);
     if t < me.not_before then
         return query select null::integer, null::bigint, null::bigint, null::bigint, null::integer, null::text, null::jsonb,
             null::interval, jsonb_build_object('not_before', me.not_before);
         return;
     end if;
     for a_lane in
-        select (l.n - 1)::integer as n, l.lane ->> 'queue' as queue, (l.lane -> 'priority')::smallint as priority, f.first
+        select (l.n - 1)::integer as n, l.lane ->> 'queue' as queue, (l.lane -> 'priority')::smallint as priority, f.first,
+            -- (By its own index: no other has this order.)
+            (
+                select true from ready r
+                where r.queue = l.lane ->> 'queue' and r.priority = (l.lane -> 'priority')::smallint and r.lost_attempts > 0
+                order by r.lost_attempts, r."position"
+                limit 1
+            ) as has_suspects
         from jsonb_array_elements(want -> 'lanes') with ordinality l (lane, n)
         -- Where the lane begins: an empty one is spared the larger statement below, which in turn need not walk again
         -- over what was deleted before it. (What is committed below that in between is the next claim's.)
@@ -76,19 +85,22 @@ begin
             limit 1) f
     loop
         exit when room <= 0;
-        with locked as materialized (
-            select ctid as row, "position", lost_attempts from ready
-            where queue = a_lane.queue and priority = a_lane.priority and "position" >= a_lane.first
-            order by "position"
-            limit room
-            for update skip locked
-        ),
-        picked as (
+        doubtful := null;
+        if a_lane.has_suspects and not suspect then
+            select ctid into doubtful from ready
+            where queue = a_lane.queue and priority = a_lane.priority and lost_attempts > 0
+            order by lost_attempts, "position"
+            limit 1
+            for update skip locked;
+        end if;
+        with picked as (
             delete from ready
             where ctid = any (array(
-                select row from locked
-                where lost_attempts = 0
-                    or "position" = (select min("position") from locked where lost_attempts > 0 and not suspect)))
+                select ctid from ready
+                where queue = a_lane.queue and priority = a_lane.priority and "position" >= a_lane.first and lost_attempts = 0
+                order by "position"
+                limit room - (doubtful is not null)::integer
+                for update skip locked) || doubtful)
             returning "position", job_id, queue, expires_at, attempt + 1 as attempt, lost_attempts,
                 (me.epoch << 44) | nextval('claim_number') as claim_id
         ),
@@ -101,12 +113,11 @@ begin
             returning 1
         )
         select array_agg(job_id), array_agg(claim_id), array_agg("position"), array_agg(attempt), array_agg(lost_attempts),
-            array_agg(expires_at), (select count(*) from entered), (select count(*) from locked)
-        into jobs, claims, positions, attempts, losses, expiries, entered, met
+            array_agg(expires_at), (select count(*) from entered)
+        into jobs, claims, positions, attempts, losses, expiries, entered
         from (select * from picked order by "position") p;
-        again := again or met > coalesce(cardinality(jobs), 0);
         continue when jobs is null;
-        suspect := suspect or 0 < any (losses);
+        suspect := suspect or doubtful is not null;
         swept := entered < cardinality(jobs) or coalesce(t >= any (expiries), false);
         if swept then
             perform drop_unrunnable(me.tasks, t, jobs, claims, expiries);
