@@ -191,6 +191,59 @@ def test_a_worker_is_followed_by_a_fresh_one_after_so_many_jobs(dsn: str, connec
     assert connection.execute("select distinct state from pgsched.attempt_log where state <> 'given_back'").fetchall() == []
 
 
+def test_a_service_that_is_stopped_as_a_whole_lets_its_jobs_end(dsn: str, connection: Any) -> None:
+    # (systemd sends SIGTERM to every process of a service, and the supervisor sends it on.)
+    apps.sleeps.enqueue(1.5)
+    with supervised(dsn) as one:
+        wait_until(dsn, began())
+        worker = one.worker()
+        os.kill(one.process.pid, signal.SIGTERM)
+        os.kill(worker, signal.SIGTERM)
+        time.sleep(0.3)
+        os.kill(worker, signal.SIGTERM)
+        assert one.process.wait(30) == ExitCode.OK
+    assert connection.execute("select state, attempt from pgsched.jobs").fetchall() == [("succeeded", 1)]
+    assert connection.execute("select count(*) from pgsched.attempt_log").fetchone() == (0,)
+
+
+def test_a_second_sigterm_to_the_supervisor_stops_at_once(dsn: str, connection: Any) -> None:
+    apps.sleeps.enqueue(60)
+    with supervised(dsn) as one:
+        wait_until(dsn, began())
+        one.process.terminate()
+        time.sleep(0.3)
+        assert one.stop() == ExitCode.OK
+    assert connection.execute("select state, attempt from pgsched.jobs").fetchall() == [("ready", 0)]
+
+
+def test_a_lifespan_that_blocks_for_longer_than_the_lease_comes_up(dsn: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv("PGSCHED_TEST_OPENING", "4")
+    apps.noop.enqueue(1)
+    with supervised(dsn, *SHORT) as one:
+        wait_until(dsn, ENDED)
+        assert one.stop() == ExitCode.OK
+
+
+def test_a_worker_whose_lifespan_never_opens_can_be_stopped(dsn: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv("PGSCHED_TEST_NEVER_OPENS", "1")
+    with supervised(dsn) as one:
+        one.worker()
+        assert one.stop() == ExitCode.OK
+
+
+def test_a_supervisor_whose_starter_ignored_sigchld_still_notices_deaths(dsn: str) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with supervised(dsn) as one:
+            signal.signal(signal.SIGCHLD, before)
+            first = one.worker()
+            os.kill(first, signal.SIGKILL)
+            assert one.worker(other_than=first)
+            assert one.stop() == ExitCode.OK
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_a_worker_that_cannot_start_ends_the_supervisor_with_its_error(dsn: str) -> None:
     with supervised(dsn, "--concurrency", "0") as wrong:
         assert wrong.process.wait(20) not in (0, None)

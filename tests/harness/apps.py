@@ -27,6 +27,9 @@ quick = pgsched.Exponential(max_attempts=3, first=timedelta(milliseconds=10))
 
 @app.lifespan
 async def resources() -> AsyncIterator[dict[str, str]]:
+    time.sleep(float(os.environ.get("PGSCHED_TEST_OPENING", "0")))  # (a model that is loaded, and blocks the loop)
+    if os.environ.get("PGSCHED_TEST_NEVER_OPENS"):
+        await asyncio.Event().wait()
     yield {"opened": "once"}
 
 
@@ -164,7 +167,7 @@ async def crashes(how: str) -> None:
         except MemoryError:
             os.abort()  # as the kernel does without asking
     else:
-        os._exit(9)
+        os._exit(3)  # (what a worker itself ends with that had to leave a thread behind)
 
 
 @app.task

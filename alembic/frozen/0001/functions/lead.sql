@@ -35,7 +35,7 @@ begin
         insert into leader_term (name, host, pid, backend_pid)
         values (info ->> 'name', info ->> 'host', (info -> 'pid')::integer, pg_backend_pid())
         returning term into the_term;
-    exception when others then
+    exception when others or query_canceled then
         perform pg_advisory_unlock(lock_class(), 1);
         raise;
     end;
