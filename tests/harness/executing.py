@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pgsched
@@ -354,6 +353,30 @@ def effect_class() -> Any:
     return _effect[0]
 
 
+def adds(i: int) -> None:
+    """One effect, and one more on a row that others add to as well: at serializable some of them meet."""
+    job = pgsched.current_job()
+    job.connection.execute("insert into effect (i, job_id) values (%s, %s)", (i, job.id))
+    job.connection.execute("update account set amount = amount + 1 where seen = %s", (i % 10,))
+
+
+@app.task(transactional=True, isolation="serializable")
+def adds_in_thread(i: int) -> None:
+    adds(i)
+
+
+@app.task(transactional=True, isolation="serializable", executor="process")
+def adds_in_process(i: int) -> None:
+    adds(i)
+
+
+@app.task(transactional=True, isolation="serializable")
+async def adds_on_loop(i: int) -> None:
+    job = pgsched.current_job()
+    await job.connection.execute("insert into effect (i, job_id) values (%s, %s)", (i, job.id))
+    await job.connection.execute("update account set amount = amount + 1 where seen = %s", (i % 10,))
+
+
 @app.task(transactional=True, isolation="serializable")
 def moves(amount: int) -> int:
     """Reads all, writes one: two at once cannot both be."""
@@ -368,8 +391,3 @@ def moves(amount: int) -> int:
 def isolation_of() -> list[str]:
     connection = pgsched.current_job().connection
     return [connection.execute(f"show {name}").fetchone()[0] for name in ("transaction_isolation",)]
-
-
-def note(text: str) -> None:
-    with Path(os.environ["PGSCHED_TEST_LOG"]).open("a", buffering=1) as notes:
-        notes.write(f"{text}\n")

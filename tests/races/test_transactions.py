@@ -224,7 +224,7 @@ def test_a_cancel_waits_for_a_finish_that_is_rolled_back_and_stops_the_job(worke
 
 
 def test_a_job_that_was_cancelled_before_it_began_must_not_begin(worker: Steps, dsn: str, connection: Any) -> None:
-    first, second, third = enqueue(connection, 3)
+    first, _, third = enqueue(connection, 3)
     claims = worker.claim()
     connection.execute("select pgsched.cancel(%s)", (first,))
     worker.finish(claims[1], outcome="give_back")
@@ -272,7 +272,7 @@ def test_after_a_rescue_the_old_transaction_cannot_finish(worker: Steps, dsn: st
     try:
         claim = other.claim()[0]
         assert begin(other, claim) == ["accepted"]
-        with pytest.raises(psycopg.Error, match="not \\(or no longer\\) valid"):
+        with pytest.raises(psycopg.Error, match="no longer"):
             session.finish()
         session.rollback()
         second = JobSession(dsn, claim)
@@ -328,7 +328,7 @@ def test_a_success_that_was_not_announced_does_not_count(worker: Steps, dsn: str
     enqueue(connection)
     claim = worker.claim()[0]
     session = JobSession(dsn, claim)
-    with pytest.raises(psycopg.Error, match="not transactional|not \\(or no longer\\) valid"):
+    with pytest.raises(psycopg.Error, match="no longer"):
         session.finish()
     session.rollback()
     assert worker.finish(claim) == ["accepted"]
