@@ -34,6 +34,16 @@ def in_thread(i: int) -> None:
     pass
 
 
+@app.task(executor="process")
+def in_process(i: int) -> None:
+    pass
+
+
+@app.task(transactional=True)
+async def in_transaction(i: int) -> None:
+    pass
+
+
 def floor(dsn: str, jobs: int, batch: int) -> dict[str, float]:
     """Rows through four tables like ours, without any rule: what the server must do at the least."""
     with psycopg.connect(dsn, autocommit=True) as c:
@@ -84,7 +94,7 @@ async def drain(task: Any, jobs: int, concurrency: int) -> dict[str, float]:
     began = time.perf_counter()
     await app.aenqueue_many(task.bind(i) for i in range(jobs))
     enqueued = time.perf_counter() - began
-    worker = Worker(app, Settings(concurrency=concurrency))
+    worker = Worker(app, Settings(concurrency=concurrency, executors=2))
     began = time.perf_counter()
     running = asyncio.create_task(worker.run())
     async with await psycopg.AsyncConnection.connect(app.client.dsn, autocommit=True) as c:
@@ -112,6 +122,8 @@ def main() -> None:
             rows = {"floor (bare SQL)": floor(server.dsn, given.jobs, given.concurrency // 2)}
             rows["async def, on the loop"] = asyncio.run(drain(on_loop, given.jobs, given.concurrency))
             rows["def, in threads"] = asyncio.run(drain(in_thread, given.jobs, given.concurrency))
+            rows["def, in 2 processes"] = asyncio.run(drain(in_process, given.jobs, given.concurrency))
+            rows["async def, transactional"] = asyncio.run(drain(in_transaction, given.jobs // 5, given.concurrency))
     base = rows["floor (bare SQL)"]
     print(f"{given.jobs} no-op jobs, {given.concurrency} slots, one worker process\n")
     print(f"{'':26}{'enqueue/s':>12}{'ratio':>8}{'drain/s':>12}{'ratio':>8}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import itertools
 import os
 import signal
 import subprocess
@@ -76,7 +77,9 @@ def spin(seconds: float = 60) -> None:
 
 def hold_the_gil(seconds: float = 60) -> None:
     begins()
-    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        sum(itertools.repeat(1, 1_000_000_000 if seconds > 1 else 1_000))  # (many seconds in one call: no signal gets through)
 
 
 def ignore(seconds: float = 60) -> None:

@@ -41,6 +41,9 @@ Answer = tuple[int, str, float]
 INSIDE = "PGSCHED_EXECUTOR"
 """The variable that holds an executor process's own number."""
 
+IMPORT_S = 60.0
+"""How long the import of a task's module may take, which does not count for the attempt's timeout."""
+
 _SEND_EVERY_S = 0.002
 
 
@@ -88,11 +91,14 @@ class Executor:
         context = JobContext(work.job_id, locator[0], work.attempt, work.claim_id, work.lost_attempts)
         if signal.getsignal(signal.SIGTERM) != self._told:
             signal.signal(signal.SIGTERM, self._told)  # (a handler may have taken it for itself)
-        self._page.begin(work.claim_id, now())
+        known = locator[0] in self._tasks
+        self._page.begin(work.claim_id, now() if known else now() + IMPORT_S)
         if self._board is not None:
             self._board.put(self._slot, work.claim_id, work.lost_attempts > 0)
         try:
             attempt = Attempt(self._task(locator), work, context)
+            if not known:
+                self._page.since = now()
             self._running = work.claim_id, context
             ended = attempt.run(self._sessions)
             self._running = None

@@ -66,6 +66,10 @@ class Page:
         """When it began."""
         return self._times[_SINCE]
 
+    @since.setter
+    def since(self, at: float) -> None:
+        self._times[_SINCE] = at
+
     @property
     def begun(self) -> int:
         """How many jobs of the chunk have begun."""
