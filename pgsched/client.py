@@ -18,6 +18,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 from pgsched import dsn as dsns
 from pgsched.calls import Call, Calls
 from pgsched.errors import ProtocolMismatch
+from pgsched.pooler import aspare, spare
 from pgsched.run import arun, refuse_in_loop, run
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Client:
                 check_protocol(self.schema, run(first, self.calls.protocol()))
             with self._lock:
                 if self._pool is None:
-                    self._pool = ConnectionPool(dsn, open=True, **self._pool_options())
+                    self._pool = ConnectionPool(dsn, open=True, configure=spare, **self._pool_options())
         return self._pool
 
     async def _open_async_pool(self) -> AsyncConnectionPool:
@@ -128,7 +129,9 @@ class Client:
                 raise dsns.unreachable(dsn, error) from error
             async with first:
                 check_protocol(self.schema, await arun(first, self.calls.protocol()))
-            pool = self._pools.setdefault(loop, AsyncConnectionPool(dsn, open=False, **self._pool_options()))
+            pool = self._pools.setdefault(
+                loop, AsyncConnectionPool(dsn, open=False, configure=aspare, **self._pool_options())
+            )
             await pool.open()
         return pool
 
