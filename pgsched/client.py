@@ -18,6 +18,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 from pgsched import dsn as dsns
 from pgsched.calls import Call, Calls
 from pgsched.errors import ProtocolMismatch
+from pgsched.pooler import aspare, spare
 from pgsched.run import arun, refuse_in_loop, run
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Client:
         self._embedded: EmbeddedPostgres | None = None
         self._pool: ConnectionPool | None = None
         self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncConnectionPool] = WeakKeyDictionary()
+        self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[AsyncConnectionPool]] = {}
 
     @property
     def dsn(self) -> str:
@@ -115,21 +117,30 @@ class Client:
                 check_protocol(self.schema, run(first, self.calls.protocol()))
             with self._lock:
                 if self._pool is None:
-                    self._pool = ConnectionPool(dsn, open=True, **self._pool_options())
+                    self._pool = ConnectionPool(dsn, open=True, configure=spare, **self._pool_options())
         return self._pool
 
     async def _open_async_pool(self) -> AsyncConnectionPool:
         loop = asyncio.get_running_loop()
-        if (pool := self._pools.get(loop)) is None:
-            dsn = await asyncio.to_thread(lambda: self.dsn)
-            try:
-                first = await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=10)
-            except psycopg.OperationalError as error:
-                raise dsns.unreachable(dsn, error) from error
-            async with first:
-                check_protocol(self.schema, await arun(first, self.calls.protocol()))
-            pool = self._pools.setdefault(loop, AsyncConnectionPool(dsn, open=False, **self._pool_options()))
-            await pool.open()
+        if (pool := self._pools.get(loop)) is not None:
+            return pool
+        if (opening := self._opening.get(loop)) is None:
+            # (A thousand tasks that enqueue at once must not make a thousand first connections.)
+            opening = self._opening[loop] = loop.create_task(self._make_async_pool(loop))
+            opening.add_done_callback(lambda _: self._opening.pop(loop, None))
+        return await asyncio.shield(opening)
+
+    async def _make_async_pool(self, loop: asyncio.AbstractEventLoop) -> AsyncConnectionPool:
+        dsn = await asyncio.to_thread(lambda: self.dsn)
+        try:
+            first = await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=10)
+        except psycopg.OperationalError as error:
+            raise dsns.unreachable(dsn, error) from error
+        async with first:
+            check_protocol(self.schema, await arun(first, self.calls.protocol()))
+        pool = AsyncConnectionPool(dsn, open=False, configure=aspare, **self._pool_options())
+        await pool.open()
+        self._pools[loop] = pool
         return pool
 
     def _pool_options(self) -> dict[str, Any]:

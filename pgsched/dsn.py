@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from pgsched.errors import ConnectError, UsageError
+from pgsched.errors import ConnectError, PgschedError, PoolerError, UsageError
 
 _WAYS = (
     "no database is named. Give one of: dsn= (or --dsn) with a libpq string or URL; the variable PGSCHED_DSN; libpq's own "
@@ -43,16 +43,19 @@ def resolve(dsn: str | None) -> str:
 
 
 def connect(dsn: str, **options: Any) -> psycopg.Connection:
-    """A connection, or `ConnectError` that says where nobody answered (never with the password)."""
-    options.setdefault("connect_timeout", 10)
+    """A connection, or `ConnectError` that says where nobody answered (never with the password).
+
+    It prepares no statements by itself: it is for a few of them, and through a pooler they could not be found again.
+    """
+    options = {"connect_timeout": 10, "prepare_threshold": None} | options
     try:
         return psycopg.connect(dsn, **options)
     except psycopg.OperationalError as error:
         raise unreachable(dsn, error) from error
 
 
-def unreachable(dsn: str, error: Exception) -> ConnectError:
-    """The error for a database that does not answer."""
+def unreachable(dsn: str, error: Exception) -> PgschedError:
+    """The error for a database that does not answer: `ConnectError`; `PoolerError` where a pooler refuses the DSN itself."""
     try:
         parts = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
@@ -60,4 +63,9 @@ def unreachable(dsn: str, error: Exception) -> ConnectError:
     where = (
         " ".join(f"{k}={parts[k]}" for k in ("host", "port", "dbname", "user") if parts.get(k)) or "libpq's defaults"
     )
+    if "unsupported startup parameter" in str(error):
+        return PoolerError(
+            f"the pooler at {where} takes no such parameter when a connection begins: {str(error).strip()}; remove it from "
+            "the DSN (PGOPTIONS, the service file), and set it with ALTER ROLE ... SET"
+        )
     return ConnectError(f"the database at {where} does not answer: {str(error).strip()}")

@@ -21,6 +21,10 @@ class ConnectError(PgschedError):
     """The database does not answer."""
 
 
+class PoolerError(PgschedError):
+    """A pooler does not give what is needed: a session of its own, or a parameter at the start of a connection."""
+
+
 class EmbeddedPostgresError(PgschedError):
     """The embedded Postgres could not be found, made or started."""
 

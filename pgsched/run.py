@@ -71,8 +71,12 @@ async def arun(connection: AsyncConnection, call: Call[T]) -> T:
     )
 
 
+class Unanswered(psycopg.OperationalError):
+    """No answer came in the time that was given; the connection is hung up."""
+
+
 async def bounded(connection: psycopg.AsyncConnection[Any], work: Coroutine[Any, Any, T], at_most_s: float) -> T:
-    """The outcome of `work`, which waits for answers on this connection. Raises `OperationalError` when it takes too long.
+    """The outcome of `work`, which waits for answers on this connection. Raises `Unanswered` when it takes too long.
 
     The connection is hung up then, and when the caller is cancelled: psycopg would first ask the server to cancel the
     statement, on a new connection, and then wait for the answer, so that a link on which nothing arrives would hold it longer.
@@ -81,7 +85,7 @@ async def bounded(connection: psycopg.AsyncConnection[Any], work: Coroutine[Any,
     try:
         await asyncio.wait({task}, timeout=max(at_most_s, 0.0))
         if not task.done():
-            raise psycopg.OperationalError(f"no answer came in {at_most_s:.0f} s")
+            raise Unanswered(f"no answer came in {at_most_s:.0f} s")
         return task.result()
     finally:
         if not task.done():

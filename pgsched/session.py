@@ -15,6 +15,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.adapt import Loader
@@ -27,6 +28,7 @@ from pgsched.dsn import unreachable
 from pgsched.errors import ConnectError, NoSession, ReadOnlyServer, WorkerRescued, primary
 from pgsched.lease import LeaseTimes
 from pgsched.loop import backoff
+from pgsched.pooler import moved, own_backend
 from pgsched.run import arun, bounded
 
 T = TypeVar("T")
@@ -59,6 +61,7 @@ _WORK = "set statement_timeout = '60s'; set idle_in_transaction_session_timeout 
 _ANSWER_S = 75.0
 """How long a work session waits for an answer: longer than the server lets a statement run. A COMMIT may take longer; then its
 outcome is sent again on a new session, and the server knows whether it had been done."""
+_WHO = "a worker"
 _LEASE = "set statement_timeout = '{bound}ms'; set idle_session_timeout = '{silence}ms'"
 
 
@@ -86,11 +89,12 @@ class Identity:
         self._next_no = 0
         self.doubted: set[int] = set()
         """Backends whose last answer came with a warning."""
+        self._backends: WeakKeyDictionary[psycopg.AsyncConnection[Any], int] = WeakKeyDictionary()
 
     async def connect(self, kind: str, settings: str, longest_s: float | None = None) -> psycopg.AsyncConnection[Any]:
         """A new connection with the settings of its kind; no transaction of it lasts longer than `longest_s`.
 
-        Raises `ConnectError` when the database does not answer.
+        Raises `ConnectError` when the database does not answer, `PoolerError` where the connection is no session.
         """
         # A cut link is noticed within a third of the lease, on an idle session and on one that waits for an answer.
         patience_s = max(2, int(self.times.heartbeat.total_seconds()))
@@ -101,12 +105,17 @@ class Identity:
             "keepalives_count": max(2, patience_s - 2),
             "tcp_user_timeout": patience_s * 1000,
         }
-        try:
-            connection = await psycopg.AsyncConnection.connect(
-                self.dsn, autocommit=True, application_name=f"pgsched {kind} {self.info['name']}"[:63], **network
-            )
-        except psycopg.OperationalError as error:
-            raise unreachable(self.dsn, error) from error
+
+        async def connected(kind: str) -> psycopg.AsyncConnection[Any]:
+            application = f"pgsched {kind} {self.info['name']}"[:63]
+            try:
+                return await psycopg.AsyncConnection.connect(
+                    self.dsn, autocommit=True, application_name=application, **network
+                )
+            except psycopg.OperationalError as error:
+                raise unreachable(self.dsn, error) from error
+
+        connection = await connected(kind)
         pid = connection.info.backend_pid
 
         def noticed(notice: psycopg.errors.Diagnostic) -> None:
@@ -120,6 +129,9 @@ class Identity:
             wishes.append((since, setting.format(bound=int(longest_s * 1000)), weaker))
         try:
             connection.add_notice_handler(noticed)
+            self._backends[connection] = await own_backend(
+                connection, lambda: connected("probe"), _WHO, self._bound_s, known=self.id != 0
+            )
             await bounded(connection, set_bounds(connection, _SETTINGS.format(more=settings), wishes), self._bound_s)
         except BaseException:
             await connection.close()
@@ -150,7 +162,7 @@ class Identity:
             raise NoSession("it was answered by a server that could not commit it with its quorum")
 
     async def attach(self) -> psycopg.AsyncConnection[Any]:
-        """The first lease session: registers the worker. Raises `ProtocolMismatch`, `NotAdopted`, `SchemaError`..."""
+        """The first lease session: registers the worker. Raises `PoolerError`, `ProtocolMismatch`, `NotAdopted`..."""
         connection = await self._connect_lease()
         try:
             check_protocol(self.calls.schema, await self._ask(connection, self.calls.protocol()))
@@ -196,9 +208,13 @@ class Identity:
     async def heartbeat(self, lease: psycopg.AsyncConnection[Any]) -> None:
         """Send a heartbeat. Returns when a server that could commit it with its quorum has answered.
 
-        Raises one of BROKEN when the session is gone, also when no answer came within a third of the lease.
+        Raises one of BROKEN when the session is gone, also when no answer came within a third of the lease; `PoolerError`
+        where a pooler has begun to hand its backend around.
         """
         answer = await self._ask(lease, self.calls.heartbeat(self.id))
+        if answer["backend"] != self._backends[lease]:
+            await lease.close()
+            raise moved(_WHO)
         self._is_on(answer["epoch"])
 
     def _is_on(self, epoch: int) -> None:

@@ -346,6 +346,13 @@ GUARDS = [
         "create index finished_list on finished (state);",
         "tests/sql/test_plans.py",
     ),
+    Guard(
+        "a pooler is refused before any lock (R9)",
+        "pgsched/pooler.py",
+        "    return again == mine and theirs != mine",
+        "    return True",
+        "tests/behaviour/test_pooler.py::test_a_worker_and_a_leader_are_refused_and_leave_nothing_on_the_pooled_backends",
+    ),
 ]
 
 

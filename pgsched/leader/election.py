@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from pgsched.calls import Call, Calls
-from pgsched.errors import NotLeader, PgschedError, WorkerAlive, primary
+from pgsched.errors import NotLeader, PgschedError, PoolerError, WorkerAlive, primary
 from pgsched.leader.session import SILENCE_S, open_session
 from pgsched.lease import Silence, now
 from pgsched.loop import backoff, wait_any
@@ -51,6 +51,7 @@ class Leader:
         self.term: int | None = None
         self._answered = -BELIEF_S  # when the last call that was answered had been sent
         self._doubted = False
+        self._known = False  # whether the connection was proven to be a session once
         self._done: dict[str, float] = {}
         self._served: dict[int, tuple[float, int]] = {}
 
@@ -81,6 +82,7 @@ class Leader:
         """Stand for election until `stop`; then resign first, so that the next one leads at once.
 
         Whatever the database answers, it goes on trying, ever more slowly (at most 2 s apart) while no session lasts.
+        Raises only `PoolerError`, where the connection is no session.
         """
         waits, said = backoff(cap=_MOST_WAIT_S), ""
         while not stop.is_set():
@@ -94,6 +96,8 @@ class Leader:
                     await self._stand(connection, stop)
                 finally:
                     await connection.close()
+            except PoolerError:
+                raise
             except (psycopg.Error, PgschedError, OSError) as error:
                 what = "the leader's session was lost" if self.term is None else "leadership was lost"
                 if stood_at is not None and now() - stood_at > _MOST_WAIT_S:
@@ -108,13 +112,14 @@ class Leader:
 
     async def _open(self, stop: asyncio.Event) -> psycopg.AsyncConnection[Any] | None:
         """A new session, or None when `stop` is set before there is one."""
-        opening = asyncio.ensure_future(open_session(self._dsn, self._calls, self._info["name"]))
+        opening = asyncio.ensure_future(open_session(self._dsn, self._calls, self._info["name"], known=self._known))
         stopping = asyncio.ensure_future(stop.wait())
         try:
             await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not opening.done():
                 return None
             opening.result().add_notice_handler(self._noticed)
+            self._known = True
             return opening.result()
         except asyncio.CancelledError:
             if opening.done() and not opening.cancelled() and opening.exception() is None:

@@ -12,6 +12,7 @@ from pgsched.bounds import network_wishes, set_bounds
 from pgsched.calls import Calls
 from pgsched.dsn import unreachable
 from pgsched.lease import now
+from pgsched.pooler import own_backend
 from pgsched.run import arun, bounded
 
 SILENCE_S = 2.0
@@ -19,6 +20,7 @@ SILENCE_S = 2.0
 
 _TRY_S = 10.0
 _PER_HOST_S = 3
+_ANSWER_S = 2.0
 
 # The server ends a leader that is silent, whatever its process believes; its statements may take as long.
 _BOUNDS = (
@@ -40,22 +42,30 @@ _NETWORK: dict[str, Any] = {
 }
 
 
-async def open_session(dsn: str, calls: Calls, name: str) -> psycopg.AsyncConnection[Any]:
+async def open_session(dsn: str, calls: Calls, name: str, *, known: bool) -> psycopg.AsyncConnection[Any]:
     """A new session that hears what concerns the leadership. The whole try takes at most 10 s (3 s more a further host).
 
-    Raises `ConnectError` when it takes longer or the database does not answer, else the database's error.
+    `known`: a session at this address has been opened before. Raises `ConnectError` when it takes longer or the database
+    does not answer, `PoolerError` where the connection is no session, else the database's error.
     """
     deadline = now() + _TRY_S + _PER_HOST_S * (str(conninfo_to_dict(dsn).get("host") or "").count(","))
+
+    async def connected(kind: str) -> psycopg.AsyncConnection[Any]:
+        try:
+            async with asyncio.timeout(deadline - now()):
+                return await psycopg.AsyncConnection.connect(
+                    dsn, autocommit=True, application_name=f"pgsched {kind} {name}"[:63], **_NETWORK
+                )
+        except psycopg.OperationalError as error:
+            raise unreachable(dsn, error) from error
+        except TimeoutError as error:
+            raise unreachable(dsn, Exception(f"it took longer than {_TRY_S:.0f} s")) from error
+
+    connection = await connected("leader")
     try:
-        async with asyncio.timeout(deadline - now()):
-            connection = await psycopg.AsyncConnection.connect(
-                dsn, autocommit=True, application_name=f"pgsched leader {name}"[:63], **_NETWORK
-            )
-    except psycopg.OperationalError as error:
-        raise unreachable(dsn, error) from error
-    except TimeoutError as error:
-        raise unreachable(dsn, Exception(f"it took longer than {_TRY_S:.0f} s")) from error
-    try:
+        await own_backend(
+            connection, lambda: connected("probe"), "a leader", min(_ANSWER_S, deadline - now()), known=known
+        )
         await bounded(connection, _prepare(connection, calls), deadline - now())
     except BaseException:
         await connection.close()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from pgsched.context import Stop
-from pgsched.errors import NoSession, UsageError, WorkerAlive, WorkerRescued, primary
+from pgsched.errors import NoSession, PoolerError, UsageError, WorkerAlive, WorkerRescued, primary
 from pgsched.exit_code import ExitCode
 from pgsched.leader import Leader
 from pgsched.lease import Lease, Order, now
@@ -85,7 +85,7 @@ class Worker:
             self.stop()
 
     async def run(self) -> ExitCode:
-        """Work until `stop()`; the exit code. Raises `SchemaError`, `NotAdopted`, `AccessError` when it may not start."""
+        """Work until `stop()`; the exit code. Raises `PoolerError`, `SchemaError`, `AccessError` when it may not start."""
         from pgsched import __version__
 
         dsn = await asyncio.to_thread(lambda: self.app.client.dsn)
@@ -239,6 +239,10 @@ class Worker:
         except WorkerRescued as error:
             log.error("%s", error)
             self._rescued = error
+        except PoolerError as error:
+            log.error("%s", error)
+            self._failed = True
+            self._hurry.set()  # no session can be made any more: what runs on could not be reported
         except asyncio.CancelledError:
             raise
         except BaseException:

@@ -169,6 +169,7 @@ $$;
 comment on function reattach(bigint, text, bigint[]) is 'Makes this session the worker''s lease again after a lost one; answers the claims that the server does not know.';
 
 -- A heartbeat is a commit: a server that was deposed answers reads for ever, but cannot commit without its quorum.
+-- Answers {"generation", "epoch", "backend"}: a backend that is not the one attached on tells of a pooler that hands it around.
 -- Errors: PGS02, PGS03. Writes a message of no effect to the write-ahead log: no table, no bloat.
 create or replace function heartbeat(worker_id bigint) returns jsonb
 language plpgsql security definer
@@ -178,7 +179,7 @@ begin
     perform session_of(worker_id);
     perform force_durable();
     perform pg_logical_emit_message(true, 'pgsched', '');
-    return (select jsonb_build_object('generation', w.generation, 'epoch', i.epoch) from worker w, installation i where w.id = worker_id);
+    return (select jsonb_build_object('generation', w.generation, 'epoch', i.epoch, 'backend', pg_backend_pid()) from worker w, installation i where w.id = worker_id);
 end
 $$;
 comment on function heartbeat(bigint) is 'Proves the lease by a commit of no effect.';
