@@ -69,6 +69,12 @@ def worker(
     recycle_mb: Annotated[
         int | None, typer.Option(help="A process that holds so many megabytes is followed by a fresh one.")
     ] = None,
+    health_file: Annotated[
+        Path | None, typer.Option(help="A file that is written every second while all is well, and removed when not.")
+    ] = None,
+    health_port: Annotated[
+        str | None, typer.Option(help="Answers HTTP with 200 or 503: a port of 127.0.0.1, or HOST:PORT.")
+    ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     dsn: Dsn = None,
 ) -> None:
@@ -86,6 +92,7 @@ def worker(
     parent = Parent.found()
     _log(log_level)
     if parent is None:
+        from pgsched.supervisor.health import Health
         from pgsched.supervisor.supervisor import Plan, Supervisor
 
         command = [
@@ -109,7 +116,7 @@ def worker(
             *(["--name", name] if name else []),
         ]
         plan = Plan(list(map(str, command)), dsn, processes, lead, recycle_jobs, recycle_mb)
-        raise typer.Exit(Supervisor(plan).run())
+        raise typer.Exit(Supervisor(plan, Health(health_file, health_port)).run())
     app = load(target)
     if (dsn := parent.dsn) is not None:
         app.use(dsn)
