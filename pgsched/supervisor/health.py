@@ -96,19 +96,19 @@ class Health:
         self._keeper: threading.Thread | None = None
 
     def __enter__(self) -> Health:
+        if self._file is not None:
+            try:
+                self._prepare(self._file)
+            except (OSError, ValueError) as error:
+                raise UsageError(
+                    f'the health file "{self._file}" cannot be written ({error}): name one in a folder that exists '
+                    "and that this user may write to"
+                ) from error
         if self._address is not None:
             self._server = _listen(self._address, self)
             threading.Thread(target=self._server.serve_forever, name="pgsched-health", daemon=True).start()
             log.info("health is told at http://%s:%s/", *self._server.server_address[:2])
         if self._file is not None:
-            try:
-                self._prepare(self._file)
-            except (OSError, ValueError) as error:
-                self.__exit__()
-                raise UsageError(
-                    f'the health file "{self._file}" cannot be written ({error}): name one in a folder that exists '
-                    "and that this user may write to"
-                ) from error
             self._keeper = threading.Thread(target=self._keep, name="pgsched-health-file", daemon=True)
             self._keeper.start()
         return self
