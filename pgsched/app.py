@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from pgsched.client import Client
 from pgsched.context import JobContext
@@ -14,7 +14,7 @@ from pgsched.errors import TaskError, UsageError
 from pgsched.job import Job
 from pgsched.retry import Exponential
 from pgsched.run import AsyncConnection, Connection, arun, run
-from pgsched.task import AnyTask, BoundTask, Options, Task, TaskDecorator
+from pgsched.task import AnyTask, BoundTask, Options, Running, Task, TaskDecorator
 
 if TYPE_CHECKING:
     from pgsched.worker import EmbeddedWorker
@@ -66,6 +66,9 @@ class App:
         retry: Exponential | None = None,
         timeout: timedelta | None = None,
         secret: Iterable[str] = (),
+        executor: Literal["thread", "process"] | None = None,
+        transactional: bool = False,
+        isolation: Literal["read committed", "repeatable read", "serializable"] = "read committed",
     ) -> TaskDecorator: ...
     def task(
         self,
@@ -77,6 +80,9 @@ class App:
         retry: Exponential | None = None,
         timeout: timedelta | None = None,
         secret: Iterable[str] = (),
+        executor: Literal["thread", "process"] | None = None,
+        transactional: bool = False,
+        isolation: Literal["read committed", "repeatable read", "serializable"] = "read committed",
     ) -> Any:
         """Make a task of a function, `async def` or `def`: `@app.task` or `@app.task(...)`.
 
@@ -86,6 +92,11 @@ class App:
         retry     what happens after a failed attempt; without it a job has one
         timeout   how long one attempt may take
         secret    names of parameters that are shown masked (they are stored in the clear)
+        executor  where a `def` task runs: "thread", or "process" for one of its own, which can be killed; else as the worker's
+                  setting says
+        transactional   what the handler writes through `current_job().connection` is committed with the job's success, or
+                  not at all: exactly once
+        isolation of that transaction
 
         Raises `TaskError` for a doubled name, or a signature whose arguments cannot be stored by name.
         """
@@ -99,7 +110,15 @@ class App:
             max_attempts=retry.max_attempts if retry else None,
             timeout=self._timeout if timeout is None else timeout,
         )
-        decorator = TaskDecorator(self, name, defaults, retry, (secret,) if isinstance(secret, str) else tuple(secret))
+        running = Running(executor, transactional, isolation)
+        if executor not in (None, "thread", "process"):
+            raise TaskError(f'@task: executor is {executor!r}: it is "thread" or "process"')
+        if isolation not in ("read committed", "repeatable read", "serializable"):
+            raise TaskError(
+                f'@task: isolation is {isolation!r}: it is "read committed", "repeatable read" or "serializable"'
+            )
+        hidden = (secret,) if isinstance(secret, str) else tuple(secret)
+        decorator = TaskDecorator(self, name, defaults, retry, hidden, running)
         return decorator if function is None else decorator(function)
 
     def register(self, task: Task[P, Any, R]) -> Task[P, Any, R]:
@@ -110,6 +129,7 @@ class App:
                 "give one of them name="
             )
         self.tasks[task.name] = task
+        task.function.__pgsched_task__ = task  # type: ignore[attr-defined]  # (how another process finds it)
         return task
 
     def lifespan(self, function: Lifespan) -> Lifespan:

@@ -89,6 +89,16 @@ class Calls:
             limit=limit,
         )
 
+    def cancel(self, job_ids: Sequence[int], reason: str | None, dry_run: bool) -> Call[dict[int, str]]:
+        """Cancel jobs: which it changes, and what they were."""
+        return self._call(
+            "select job_id, was from @cancel_many(%(ids)s::bigint[], %(reason)s, %(dry)s)",
+            lambda rows: dict(rows),
+            ids=list(job_ids),
+            reason=reason,
+            dry=dry_run,
+        )
+
     def queues(self) -> Call[list[dict[str, Any]]]:
         """The view queues."""
         return self._call("select to_jsonb(q) from @queues q order by queue", _column)
@@ -224,6 +234,42 @@ class Calls:
             results=results,
             want=want,
         )
+
+    def begin(self, worker_id: int, claims: str) -> Call[Rows]:
+        """These claims' handlers begin, each in its own transaction: rows of (job_id, claim_id, verdict)."""
+        return self._call(
+            "select job_id, claim_id, verdict from @begin(%(id)s, %(claims)s::jsonb)",
+            lambda rows: rows,
+            id=worker_id,
+            claims=claims,
+        )
+
+    def begin_transaction(self, job_id: int, claim_id: int) -> Call[Any]:
+        """Mark this transaction as the claim's."""
+        return self._call("select @begin_transaction(%(job)s, %(claim)s)", _scalar, job=job_id, claim=claim_id)
+
+    def finish_transaction(self, job_id: int, claim_id: int, result: str | None) -> Call[Any]:
+        """End the claim as succeeded within its own transaction."""
+        return self._call(
+            "select @finish_transaction(%(job)s, %(claim)s, %(result)s::jsonb)",
+            _scalar,
+            job=job_id,
+            claim=claim_id,
+            result=result,
+        )
+
+    def stops(self, worker_id: int, timed_out: str) -> Call[Rows]:
+        """Which claims were told to stop: rows of (claim_id, reason, note)."""
+        return self._call(
+            "select claim_id, reason, note from @stops(%(id)s, %(late)s::jsonb)",
+            lambda rows: rows,
+            id=worker_id,
+            late=timed_out,
+        )
+
+    def stop_channel(self) -> Call[str]:
+        """The channel on which workers hear that a job of theirs was told to stop."""
+        return self._call("select @stop_channel()", _scalar)
 
     def stage(self, n: int = 1000) -> Call[dict[str, Any]]:
         """Move what is due: {"staged", "expired", "next_at"} or {"busy"}."""

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import enum
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pgsched.errors import UsageError
+from pgsched.errors import JobStopped, UsageError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection as SAConnection
+    from sqlalchemy.ext.asyncio import AsyncConnection as SAAsyncConnection
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+
+
+class Stop(enum.Enum):
+    """Why a handler is to end before its time, and what becomes of its job."""
+
+    SHUTDOWN = "shutdown"
+    """Its worker ends or has lost its lease: the job goes back, uncharged."""
+    TIMEOUT = "timeout"
+    """The attempt took longer than its timeout: it has failed."""
+    CANCEL = "cancel"
+    """Somebody cancelled the job: it ends as cancelled."""
+
+
+class Transaction(Protocol):
+    """The transaction of a transactional job, as its handler may use it."""
+
+    @property
+    def connection(self) -> Any:
+        """The psycopg connection."""
+
+    def alchemy(self) -> Any:
+        """SQLAlchemy's connection and session in the same transaction, or a coroutine that answers them in an event loop."""
 
 
 @dataclass(slots=True)
@@ -24,13 +53,59 @@ class JobContext:
     lost_attempts: int = 0
     """How many workers died before while they ran it."""
     state: Any = None
-    """What the app's lifespan has yielded."""
-    _stop: list[str] = field(default_factory=list, repr=False)
+    """What the app's lifespan has yielded; None in a process of its own."""
+    _stop: list[tuple[Stop, str]] = field(default_factory=list, repr=False)
+    _transaction: Transaction | None = field(default=None, repr=False)
 
     @property
     def stopping(self) -> bool:
-        """True when the worker wants this job to end: a thread, which cannot be cancelled, looks here and returns."""
+        """True when the handler is to end: cancelled, out of time, or its worker ends.
+
+        A thread, which nobody can stop, looks here now and then and calls `raise_if_stopping()`.
+        """
         return bool(self._stop)
+
+    def raise_if_stopping(self) -> None:
+        """Raise `JobStopped` when the handler is to end. (One that returns instead is believed: its work is done.)"""
+        if self._stop:
+            raise JobStopped(self._stop[0][1])
+
+    @property
+    def connection(self) -> Any:
+        """The psycopg connection whose transaction is committed together with the job's success, or not at all.
+
+        A `psycopg.Connection` in a `def` task, a `psycopg.AsyncConnection` in an `async def` one. The handler must not commit or
+        roll it back (`TransactionEnded`); `with connection.transaction()` makes savepoints. Raises `UsageError` in a task that is
+        not `transactional`.
+        """
+        return self._in_transaction("connection").connection
+
+    def sqlalchemy_connection(self) -> SAConnection:
+        """`connection` as one of SQLAlchemy (2.0). The same rules hold."""
+        found: SAConnection = self._in_transaction("sqlalchemy_connection").alchemy().connection
+        return found
+
+    def sqlalchemy_session(self) -> Session:
+        """A session of SQLAlchemy's ORM on the same transaction, flushed before the commit; one and the same in an attempt."""
+        found: Session = self._in_transaction("sqlalchemy_session").alchemy().session
+        return found
+
+    async def asqlalchemy_connection(self) -> SAAsyncConnection:
+        """`sqlalchemy_connection` in an `async def` task."""
+        found: SAAsyncConnection = (await self._in_transaction("asqlalchemy_connection").alchemy()).connection
+        return found
+
+    async def asqlalchemy_session(self) -> AsyncSession:
+        """`sqlalchemy_session` in an `async def` task."""
+        found: AsyncSession = (await self._in_transaction("asqlalchemy_session").alchemy()).session
+        return found
+
+    def _in_transaction(self, name: str) -> Transaction:
+        if self._transaction is None:
+            raise UsageError(
+                f'current_job().{name}: task "{self.task}" is not transactional: declare it with @app.task(transactional=True)'
+            )
+        return self._transaction
 
 
 _current: ContextVar[JobContext] = ContextVar("pgsched_current_job")

@@ -113,8 +113,43 @@ class NotLeader(DatabaseError):
     sqlstate = "PGS11"
 
 
-class StaleClaim(PgschedError):
+class TransactionEnded(DatabaseError):
+    """A transactional handler has committed or rolled back by itself; its success cannot be a part of what it wrote."""
+
+    sqlstate = "PGS12"
+
+
+class StaleClaim(DatabaseError):
     """A claim is no longer the worker's own: its outcome was not accepted and nothing changed."""
+
+    sqlstate = "PGS13"
+
+
+class ClaimCancelled(DatabaseError):
+    """The job was cancelled while its transaction was under way: nothing of it is kept."""
+
+    sqlstate = "PGS14"
+
+
+class ProcessDied(PgschedError):
+    """The process of its own in which a handler ran has ended under it: a crash, `os._exit`, or the kernel for want of memory."""
+
+
+class RemoteError(PgschedError):
+    """What a handler raised in a process of its own, as a middleware sees it: `error_type` is the class's name there."""
+
+    def __init__(self, error_type: str | None, message: str, traceback: str | None) -> None:
+        super().__init__(f"{error_type}: {message}" if error_type else message)
+        self.error_type = error_type
+        self.traceback = traceback
+
+
+class JobStopped(BaseException):
+    """Raised in a handler that is to end before its time: by `current_job().raise_if_stopping()`, and by itself in a handler that
+    runs in a process of its own.
+
+    No `Exception`, as `asyncio.CancelledError` is none: a handler may clean up and let it go on.
+    """
 
 
 BY_SQLSTATE: dict[str, type[DatabaseError]] = {
@@ -131,6 +166,9 @@ BY_SQLSTATE: dict[str, type[DatabaseError]] = {
         InvalidCall,
         KeyContended,
         NotLeader,
+        TransactionEnded,
+        StaleClaim,
+        ClaimCancelled,
     )
 }
 

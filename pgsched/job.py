@@ -29,6 +29,19 @@ class Job(Generic[R_co]):
         """`info` in an event loop."""
         return self._found(await self._client.arun(self._client.calls.job(self.id)))
 
+    def cancel(self, reason: str | None = None, *, dry_run: bool = False) -> dict[int, str]:
+        """Cancel the job: which jobs this changes, and what each was ("ready", "running", ...); empty where it had ended.
+
+        What waits ends at once. What runs is told to stop (see the guide for how far each executor can be stopped) and ends as
+        cancelled, whatever it reports. `dry_run` answers the same and changes nothing. Raises `InvalidJob` where there is no such
+        job.
+        """
+        return self._client.run(self._client.calls.cancel([self.id], reason, dry_run), "cancel", "acancel")
+
+    async def acancel(self, reason: str | None = None, *, dry_run: bool = False) -> dict[int, str]:
+        """`cancel` in an event loop."""
+        return await self._client.arun(self._client.calls.cancel([self.id], reason, dry_run))
+
     def _found(self, row: dict[str, object] | None) -> JobInfo:
         if row is None:
             raise UsageError(

@@ -127,6 +127,11 @@ class Identity:
         return connection
 
     @property
+    def last_session(self) -> int:
+        """The number of the newest work session."""
+        return self._next_no
+
+    @property
     def _bound_s(self) -> float:
         """How long a lease session may wait for an answer, and any session for its first ones."""
         return self.times.heartbeat.total_seconds()

@@ -42,6 +42,20 @@ class Options:
     notify: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """How a task's jobs are run.
+
+    executor       "thread" or "process"; None: as its worker's setting says (`async def` tasks run on the event loop)
+    transactional  the handler works in a transaction that is committed with the job's success
+    isolation      that transaction's isolation level
+    """
+
+    executor: str | None = None
+    transactional: bool = False
+    isolation: str = "read committed"
+
+
 class Task(Generic[P, C, R]):
     """A function of an App that can be enqueued; calling it just runs it. `P` its parameters, `R` a job's result."""
 
@@ -53,12 +67,16 @@ class Task(Generic[P, C, R]):
         defaults: Options,
         retry: Exponential | None,
         secret: tuple[str, ...],
+        running: Running = Running(),
     ) -> None:
         self.app = app
         self.function = function
         self.name = name
         self.retry = retry
         self.is_async = inspect.iscoroutinefunction(function)
+        self.executor = running.executor
+        self.transactional = running.transactional
+        self.isolation = running.isolation
         self.arguments = Arguments(name, function, secret)
         self._defaults = defaults
         self.__doc__ = function.__doc__
@@ -199,9 +217,16 @@ class TaskDecorator:
     """What `app.task(...)` with options returns."""
 
     def __init__(
-        self, app: App, name: str | None, defaults: Options, retry: Exponential | None, secret: tuple[str, ...]
+        self,
+        app: App,
+        name: str | None,
+        defaults: Options,
+        retry: Exponential | None,
+        secret: tuple[str, ...],
+        running: Running,
     ):
         self._app, self._name, self._defaults, self._retry, self._secret = app, name, defaults, retry, secret
+        self._running = running
 
     @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, Coroutine[Any, Any, R], R]: ...
@@ -214,7 +239,13 @@ class TaskDecorator:
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
             raise TaskError(f'task "{function.__qualname__}" is a generator: a task returns once')
         name = self._name or function.__qualname__.replace("<locals>.", "")
-        return self._app.register(Task(self._app, function, name, self._defaults, self._retry, self._secret))
+        if inspect.iscoroutinefunction(function) and self._running.executor is not None:
+            raise TaskError(
+                f'task "{name}": executor="{self._running.executor}" is for def tasks; an async def task runs on the event loop'
+            )
+        return self._app.register(
+            Task(self._app, function, name, self._defaults, self._retry, self._secret, self._running)
+        )
 
 
 def _instant(name: str, value: datetime | None) -> str | None:

@@ -67,8 +67,8 @@ GUARDS = [
     Guard(
         "a told job ends as cancelled (R4)",
         "sql/functions/finish.sql",
-        "when r.stop_reason = 'cancel' then 'cancelled'\n                when g.outcome = 'retry' then",
-        "when g.outcome = 'retry' then",
+        "when r.stop_reason = 'cancel' then 'cancelled'\n                when g.outcome = 'conflict' and",
+        "when g.outcome = 'conflict' and",
         "tests/races/test_claims.py::test_a_cancelled_job_ends_as_cancelled_whatever_is_reported_and_a_timed_out_one_as_reported",
     ),
     Guard(
@@ -139,7 +139,7 @@ GUARDS = [
     Guard(
         "a success of a transactional task is not accepted here (R30)",
         "sql/functions/finish.sql",
-        "when r.transactional and g.outcome = 'succeeded' then 'rolled_back'",
+        "when r.transactional and g.outcome = 'succeeded' and not in_transaction then 'rolled_back'",
         "",
         "tests/races/test_claims.py::test_a_transactional_success_is_not_accepted_from_a_work_session",
     ),

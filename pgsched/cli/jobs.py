@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command()(enqueue)
     app.command()(jobs)
     app.command()(job)
+    app.command()(cancel)
     app.command()(queues)
     app.command()(prune)
 
@@ -127,6 +128,32 @@ def job(
     for attempt in attempts:
         out.print(f"\nattempt {attempt['attempt']} {attempt['state']} at {cell(attempt['ended_at'])}", markup=False)
         out.print(attempt["traceback"] or attempt["error"] or "", markup=False)
+
+
+def cancel(
+    job_ids: Annotated[list[int], typer.Argument(help="The jobs' numbers.")],
+    reason: Annotated[str | None, typer.Option(help="Why, for whoever asks later.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and change nothing.")] = False,
+    dsn: Dsn = None,
+    schema: Schema = "pgsched",
+    as_json: AsJson = False,
+) -> None:
+    """Cancel jobs, all or none. What waits ends at once; what runs is told to stop, and shown as cancelling until it ends."""
+    with opened(dsn, schema) as db:
+        changed = db(db.calls.cancel(job_ids, reason, dry_run))
+    if as_json:
+        print_json([{"id": job_id, "was": was} for job_id, was in changed.items()])
+        return
+    would = "would be told" if dry_run else "was told"
+    ends = "would end" if dry_run else "has ended"
+    for job_id in dict.fromkeys(job_ids):
+        was = changed.get(job_id)
+        if was is None:
+            print(f"job {job_id} has ended already, or is being cancelled")
+        elif was in ("running", "cancelling"):
+            print(f"job {job_id} ({was}) {would} to stop")
+        else:
+            print(f"job {job_id} ({was}) {ends} as cancelled")
 
 
 def queues(dsn: Dsn = None, schema: Schema = "pgsched", as_json: AsJson = False) -> None:

@@ -69,6 +69,21 @@ def worker(
     recycle_mb: Annotated[
         int | None, typer.Option(help="A process that holds so many megabytes is followed by a fresh one.")
     ] = None,
+    executor: Annotated[
+        str, typer.Option(help="Where def tasks run that do not say it themselves: thread or process.")
+    ] = "thread",
+    executors: Annotated[
+        int | None,
+        typer.Option(help="How many processes of their own for tasks, in each worker; else one a processor."),
+    ] = None,
+    executor_recycle_jobs: Annotated[int | None, typer.Option(help="As --recycle-jobs, for those.")] = None,
+    executor_recycle_mb: Annotated[int | None, typer.Option(help="As --recycle-mb, for those.")] = None,
+    grace: Annotated[
+        float, typer.Option(help="Seconds that a task in a process may go on after it was told to stop.")
+    ] = 5.0,
+    job_sessions: Annotated[
+        int, typer.Option(help="How many connections for transactional jobs, in each worker.")
+    ] = 10,
     health_file: Annotated[
         Path | None, typer.Option(help="A file that is written every second while all is well, and removed when not.")
     ] = None,
@@ -115,6 +130,13 @@ def worker(
             *(["--queues", queues] if queues is not None else []),
             *(["--name", name] if name else []),
         ]
+        command += ["--executor", executor, "--grace", grace, "--job-sessions", job_sessions]
+        for option, value in (
+            ("--executors", executors),
+            ("--executor-recycle-jobs", executor_recycle_jobs),
+            ("--executor-recycle-mb", executor_recycle_mb),
+        ):
+            command += [option, value] if value is not None else []
         plan = Plan(list(map(str, command)), dsn, processes, lead, recycle_jobs, recycle_mb)
         raise typer.Exit(Supervisor(plan, Health(health_file, health_port)).run())
     app = load(target)
@@ -128,6 +150,12 @@ def worker(
         drain=timedelta(seconds=drain),
         lease=LeaseTimes(timedelta(seconds=lease), timedelta(seconds=kill)),
         lead=False,
+        executor=executor,
+        executors=executors,
+        executor_recycle_jobs=executor_recycle_jobs,
+        executor_recycle_mb=executor_recycle_mb,
+        grace=timedelta(seconds=grace),
+        job_sessions=job_sessions,
     )
     raise typer.Exit(run_worker(app, settings, parent=parent, restore_signals=False))
 

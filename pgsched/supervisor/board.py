@@ -128,6 +128,26 @@ class Board:
         self._words[_ENDED] += 1
         self._free.append(slot)
 
+    def reserve(self) -> int:
+        """A slot for a process of the worker's, which writes what it runs there itself (`put`)."""
+        slot = self._free.pop()
+        if slot > self._words[_HIGHEST]:
+            self._words[_HIGHEST] = slot
+        return slot
+
+    def put(self, slot: int, claim_id: int, is_suspect: bool) -> None:
+        """What runs in that process now; 0: nothing."""
+        self._words[slot] = -claim_id if is_suspect else claim_id
+
+    def count(self, ended: int) -> None:
+        """So many handlers have ended in it."""
+        self._words[_ENDED] += ended
+
+    def release(self, slot: int) -> None:
+        """The process is no more."""
+        self._words[slot] = 0
+        self._free.append(slot)
+
     # ---- The parent reads.
 
     def target(self) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -24,6 +25,7 @@ TAG = "PGSCHED_WORKER"
 """The variable that carries a worker's tag."""
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_DESCENDANTS_S = 1.0
 _IS_LINUX = sys.platform == "linux"
 
 
@@ -62,6 +64,42 @@ def end_family(
         if own is not None:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
+    return found
+
+
+def end_descendants(pid: int) -> None:
+    """Kill all that the process `pid` has started, whoever else has forked in between; it is stopped meanwhile.
+
+    `pid` is a child of this process that has not been reaped, and a subreaper: so nothing below it can leave. (On other systems
+    nothing is done: the process group is all there is.)
+    """
+    if not _IS_LINUX:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + _DESCENDANTS_S
+    while (found := [*_living_below(pid)]) and time.monotonic() < deadline:
+        for each in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(each, signal.SIGKILL)
+        time.sleep(0.001)
+
+
+def _living_below(pid: int) -> Iterator[int]:
+    """The descendants of a process that have not ended."""
+    for child in _children_of(pid):
+        yield from _living_below(child)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, IndexError):
+            if Path("/proc", str(child), "stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX":
+                yield child
+
+
+def _children_of(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        for task in os.scandir(f"/proc/{pid}/task"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found += map(int, Path(task.path, "children").read_text().split())
     return found
 
 

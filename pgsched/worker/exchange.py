@@ -59,6 +59,8 @@ class Ledger:
         self.suspect: Claimed | None = None
         """The one that runs, or whose outcome is not acknowledged."""
         self.suspect_asked = False
+        self.beginning: list[tuple[Claimed, asyncio.Future[str]]] = []
+        """Transactional jobs whose handlers wait for the server's word that they may begin."""
         self._turn = itertools.count()
 
     @property
@@ -91,12 +93,22 @@ class Ledger:
 
     def running(self) -> list[Claimed]:
         """The claims whose handlers run. (May be called from another thread.)"""
-        return [job for job in list(self.claims.values()) if job.handler is not None and not job.has_ended]
+        return [job for job in list(self.claims.values()) if job.has_begun and not job.has_ended]
+
+    async def begin_transactional(self, job: Claimed) -> str:
+        """Have the server know that this job's handler begins in a transaction of its own; the verdict."""
+        verdict: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.beginning.append((job, verdict))
+        self.work.set()
+        return await verdict
 
     def end(self, job: Claimed, result: str) -> None:
-        """A handler has ended with this outcome."""
+        """A handler has ended with this outcome; an empty one is known to the server already."""
         self.active -= 1
-        self.ended.append((job, result))
+        if result:
+            self.ended.append((job, result))
+        else:
+            self.acknowledged(job)
         self.work.set()
 
     def wake(self) -> None:
@@ -211,7 +223,12 @@ class Exchange:
             if now >= ledger.next_poll:
                 ledger.next_poll = now + self._poll
                 ledger.wake()
-            if ledger.ended or self._asking(now) > 0 or (ledger.accepting and now >= self._stage_at):
+            if (
+                ledger.ended
+                or ledger.beginning
+                or self._asking(now) > 0
+                or (ledger.accepting and now >= self._stage_at)
+            ):
                 return
             until = ledger.next_poll
             if ledger.accepting:
@@ -236,6 +253,9 @@ class Exchange:
     async def _exchange(self) -> bool:
         """Send what has ended, ask for what is free; else say something now and then. Whether an answer came."""
         ledger = self._ledger
+        if ledger.beginning:
+            await self._begin_transactional()
+            return True
         results = ledger.take_results()
         asking = self._asking(time.monotonic())
         if not results and asking <= 0:
@@ -275,6 +295,37 @@ class Exchange:
             ledger.work.set()
         return True
 
+    async def _begin_transactional(self) -> None:
+        batch, self._ledger.beginning = self._ledger.beginning, []
+        claims = json.dumps(
+            [{"job_id": job.job_id, "claim_id": job.claim_id} for job, verdict in batch if not verdict.done()]
+        )
+        try:
+            rows = await self._session.call(self._calls.begin(self._identity.id, claims))
+        except BaseException:
+            self._ledger.beginning = batch + self._ledger.beginning
+            raise
+        self._spoke_at = time.monotonic()
+        verdicts = {claim_id: verdict for _, claim_id, verdict in rows}
+        for job, waiting in batch:
+            if waiting.done():
+                continue  # (it was cancelled meanwhile)
+            if (verdict := verdicts[job.claim_id]) == "busy":
+                asyncio.get_running_loop().call_later(0.005, self._begin_later, job, waiting)
+            else:
+                waiting.set_result(verdict)
+
+    def _begin_later(self, job: Claimed, waiting: asyncio.Future[str]) -> None:
+        self._ledger.beginning.append((job, waiting))
+        self._ledger.work.set()
+
+    async def stops(self, timed_out: list[Claimed]) -> Rows:
+        """Which claims were told to stop: (claim, reason, words). `timed_out` are shown as such from now on."""
+        if not self._session.is_open:
+            raise psycopg.OperationalError("the work session is closed")
+        late = json.dumps([{"job_id": job.job_id, "claim_id": job.claim_id} for job in timed_out])
+        return await self._session.call(self._calls.stops(self._identity.id, late))
+
     async def _finish(self, results: list[str], want: str | None) -> Rows:
         return await self._session.call(self._calls.finish(self._identity.id, f"[{','.join(results)}]", want))
 
@@ -286,6 +337,13 @@ class Exchange:
             if row[0] == "busy":
                 self._send_later(job, text)
                 continue
+            if row[0] == "rolled_back":
+                log.error("job %s: its success counts only through its own transaction", job.job_id)
+                self._ledger.active += 1
+                self._ledger.end(
+                    job, outcome.failed(job.job_id, job.claim_id, "it was reported outside its transaction")
+                )
+                continue
             self._ledger.acknowledged(job)
             if row[0] == "stale":
                 log.error(
@@ -293,8 +351,6 @@ class Exchange:
                     job.job_id,
                     job.claim_id,
                 )
-            elif row[0] == "rolled_back":
-                log.error("job %s: its success counts only through its own transaction", job.job_id)
 
     def _send_later(self, job: Claimed, text: str) -> None:
         """Somebody holds the row for a moment: 5 ms, doubling to 1 s; the slot stays taken meanwhile."""

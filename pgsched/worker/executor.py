@@ -1,26 +1,37 @@
-"""Runs one job: decodes its arguments, calls the handler on the loop or in a thread, and says how it ended."""
+"""Runs claimed jobs: on the event loop, in threads, or in processes of their own; and ends what must end before its time."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import heapq
+import itertools
 import json
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from pgsched.context import JobContext, _current
-from pgsched.errors import ArgumentsError
+from pgsched.context import JobContext, Stop
+from pgsched.errors import JobStopped, ProcessDied, RemoteError
 from pgsched.supervisor.board import Board
 from pgsched.task import AnyTask
 from pgsched.worker import outcome
+from pgsched.worker.attempt import Attempt, Ended, Work
+from pgsched.worker.processes import ProcessPool
+from pgsched.worker.processes.child import STOPPED
+from pgsched.worker.processes.pool import Queued
+from pgsched.worker.transaction import JobSessions
 
 log = logging.getLogger("pgsched.worker")
 
 Middleware = Callable[[JobContext, Callable[[], Awaitable[Any]]], Awaitable[Any]]
+
+_LOOK_S = 0.05
 
 
 @dataclass(slots=True, eq=False)
@@ -35,127 +46,287 @@ class Claimed:
     timeout: timedelta | None
     lost_attempts: int = 0
     handler: asyncio.Task[None] | None = None
-    in_thread: bool = False
-    busy: int = 0
+    """What runs it on the loop, where something does."""
+    queued: Queued | None = None
+    """Its place in front of the processes, where it runs in one."""
+    waits: bool = False
+    """The loop waits for a thread or a process, which cancelling `handler` would not end."""
+    has_begun: bool = False
     has_ended: bool = False
-    stop: list[str] = field(default_factory=list)
+    busy: int = 0
+    connection: Any = None
+    stop: list[tuple[Stop, str]] = field(default_factory=list)
+    """Why it is to end before its time; the handler sees it as `current_job().stopping`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What an executor runs with."""
+
+    threads: int
+    middlewares: list[Middleware]
+    state: Any
+    board: Board | None
+    sessions: JobSessions
+    make_processes: Callable[[], ProcessPool]
+    processes_by_default: bool
+    """Whether a `def` task that says nothing runs in a process of its own."""
+    grace_s: float
+    """How long a process may go on after it was told to stop."""
+    begin: Callable[[Claimed], Awaitable[str]]
+    """Tell the server that a transactional handler begins; the verdict."""
+    last_session: Callable[[], int]
+    """The number of the newest work session."""
 
 
 class Executor:
-    """Runs handlers. `ended` is called with the claim and its outcome's JSON when a handler has really ended."""
+    """Runs handlers. `ended` is called with the claim and its outcome's JSON when a handler has really ended; the text is empty
+    where its own transaction has told the server already."""
 
-    def __init__(
-        self,
-        threads: int,
-        middlewares: list[Middleware],
-        ended: Callable[[Claimed, str], None],
-        state: Any = None,
-        board: Board | None = None,
-    ) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pgsched-job")
-        self._middlewares = middlewares
+    def __init__(self, means: Means, ended: Callable[[Claimed, str], None]) -> None:
+        self._means = means
         self._ended = ended
-        self._state = state
-        self._board = board
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(means.threads, thread_name_prefix="pgsched-job")
+        self._processes: ProcessPool | None = None
+        self._pid = os.getpid()
+        self._deadlines: list[tuple[float, int, Claimed]] = []
+        self._order = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | None = None
+        self._overdue: list[Claimed] = []
 
     def start(self, job: Claimed) -> None:
         """Begin the handler; it ends with a call of `ended`, whatever happens."""
-        job.handler = asyncio.get_running_loop().create_task(self._run(job))
-        job.handler.add_done_callback(lambda _: self._never_began(job))
+        job.has_begun = True
+        context = JobContext(
+            job.job_id, job.task.name, job.attempt, job.claim_id, job.lost_attempts, self._means.state, job.stop
+        )
+        work = Work(job.job_id, job.claim_id, job.attempt, job.args, job.lost_attempts, self._means.last_session())
+        attempt = Attempt(job.task, work, context)
+        slot = None
+        in_process = self._in_process(job.task)
+        if not in_process:
+            slot = self._means.board.begin(job.claim_id, job.lost_attempts > 0) if self._means.board else None
+            self._set_deadline(job)
 
-    def close(self) -> None:
-        """Let go of the threads; one that still runs is not waited for."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    async def _run(self, job: Claimed) -> None:
-        slot = self._board.begin(job.claim_id, job.lost_attempts > 0) if self._board else None
-        try:
-            text = await self._outcome(job)
-        except BaseException as error:
-            text = outcome.raised(job.job_id, job.claim_id, error, job.task.retry)
-        if self._board and slot is not None:
-            self._board.end(slot)
-        job.has_ended = True
-        self._ended(job, text)
-
-    def _never_began(self, job: Claimed) -> None:
-        """Its handler was cancelled before its first step: then nothing in it could say so."""
-        if not job.has_ended:
+        def done(ended: Ended) -> None:
+            if self._means.board and slot is not None:
+                self._means.board.end(slot)
             job.has_ended = True
-            why = job.stop[0] if job.stop else "it was cancelled before it began"
-            self._ended(job, outcome.given_back(job.job_id, job.claim_id, why, begun=False))
+            self._ended(job, ended.text)
 
-    async def _outcome(self, job: Claimed) -> str:
-        task = job.task
-        try:
-            args, kwargs = task.arguments.load(job.args)
-        except ArgumentsError as error:
-            return outcome.raised(job.job_id, job.claim_id, error, None, final=True)
-        context = JobContext(job.job_id, task.name, job.attempt, job.claim_id, job.lost_attempts, self._state, job.stop)
-        _current.set(context)
-        try:
-            if job.timeout is not None and task.is_async:
-                result = await _within(job.timeout, self._call(job, context, args, kwargs))
+        if job.task.is_async or job.task.transactional or self._means.middlewares:
+            job.handler = self._loop.create_task(self._run(job, attempt, done))
+            job.handler.add_done_callback(lambda _: self._never_began(job, done))
+        elif in_process:
+            self._to_process(job, attempt, done)
+        else:
+            self._to_thread(job, attempt, done)
+
+    def stop(self, job: Claimed, kind: Stop, words: str) -> None:
+        """The handler is to end: it is cancelled on the loop, told in a thread, told and after a grace killed in a process."""
+        if not job.has_begun or job.has_ended:
+            return
+        is_first = not job.stop
+        job.stop.append((kind, words))
+        if job.queued is not None:
+            assert self._processes is not None
+            if self._processes.stop(job.queued, self._means.grace_s):
+                job.queued.ended(STOPPED)
             else:
-                result = await self._call(job, context, args, kwargs)
-        except asyncio.CancelledError as error:
-            if job.stop:
-                return outcome.given_back(job.job_id, job.claim_id, job.stop[0])
-            return outcome.raised(job.job_id, job.claim_id, error, task.retry)
-        except (Exception, SystemExit, KeyboardInterrupt) as error:
-            # (sys.exit() in a handler ends the attempt, not the worker.)
-            return outcome.raised(job.job_id, job.claim_id, error, task.retry)
-        try:
-            return outcome.succeeded(job.job_id, job.claim_id, result)
-        except (TypeError, ValueError) as error:
-            reason = f"the handler returned a {type(result).__name__} that is no JSON: {error}"
-            return outcome.failed(job.job_id, job.claim_id, reason)
+                self._look_again()
+        elif job.handler is not None and not job.waits:
+            job.handler.cancel()
+        elif is_first and job.connection is not None:
+            self._loop.run_in_executor(None, _cancel_query, job.connection)
 
-    async def _call(self, job: Claimed, context: JobContext, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        if not self._middlewares:
-            return await self._handler(job, args, kwargs)
+    def overdue(self) -> list[Claimed]:
+        """Whose time is up and who has not ended, since this was asked last."""
+        late, self._overdue = [job for job in self._overdue if not job.has_ended], []
+        return late
+
+    async def close(self) -> None:
+        """Let go of the threads and the processes; a thread that still runs is not waited for."""
+        for timer in (self._timer, self._looking):
+            if timer is not None:
+                timer.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._processes is not None:
+            await self._loop.run_in_executor(None, self._processes.close, 1.0)
+        await self._means.sessions.close()
+
+    @property
+    def processes(self) -> ProcessPool:
+        """The processes, made at the first use."""
+        if self._processes is None:
+            self._processes = self._means.make_processes()
+        return self._processes
+
+    def _in_process(self, task: AnyTask) -> bool:
+        if task.is_async:
+            return False
+        return task.executor == "process" or (task.executor is None and self._means.processes_by_default)
+
+    # ---- On the loop.
+
+    async def _run(self, job: Claimed, attempt: Attempt, done: Callable[[Ended], None]) -> None:
+        try:
+            ended = await self._attempt(job, attempt)
+        except BaseException as error:
+            ended = attempt.raised(error)
+        if os.getpid() != self._pid:
+            os._exit(0)  # (the handler has forked, and this is the copy: it has no business here)
+        done(ended)
+
+    async def _attempt(self, job: Claimed, attempt: Attempt) -> Ended:
+        if job.task.transactional:
+            verdict = await self._means.begin(job)
+            if verdict != "accepted":  # cancelled before it began, or no longer ours: then nobody listens anyhow
+                return Ended(outcome.cancelled(job.job_id, job.claim_id, "it was cancelled before it began"))
+        if not self._means.middlewares:
+            return await self._innermost(job, attempt)
+        return await self._through_middlewares(job, attempt)
+
+    async def _through_middlewares(self, job: Claimed, attempt: Attempt) -> Ended:
+        inner: Ended | None = None
 
         async def run(depth: int = 0) -> Any:
-            if depth == len(self._middlewares):
-                return await self._handler(job, args, kwargs)
-            return await self._middlewares[depth](context, lambda: run(depth + 1))
+            nonlocal inner
+            if depth < len(self._means.middlewares):
+                return await self._means.middlewares[depth](attempt.context, lambda: run(depth + 1))
+            inner = await self._innermost(job, attempt)
+            if inner.error is not None:
+                raise inner.error
+            return inner.value
 
-        return await run()
+        try:
+            value = await run()
+        except BaseException as error:
+            if inner is not None and (job.task.transactional or error is inner.error):
+                return inner
+            return attempt.raised(error)
+        if inner is not None and (job.task.transactional or (inner.error is None and value is inner.value)):
+            return inner  # (what surrounds a transaction can change nothing any more)
+        if job.task.transactional:
+            return Ended(outcome.failed(job.job_id, job.claim_id, "a middleware did not run its transaction"))
+        return attempt.returned(value)
 
-    async def _handler(self, job: Claimed, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        function = job.task.function
+    async def _innermost(self, job: Claimed, attempt: Attempt) -> Ended:
+        """Run the handler itself, and wait until it has really ended, also when this is cancelled meanwhile."""
         if job.task.is_async:
-            return await function(*args, **kwargs)
-        return await self._in_thread(job, function, args, kwargs)
-
-    async def _in_thread(self, job: Claimed, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """Call it in a thread and wait until it has really returned, also when this is cancelled meanwhile."""
-        context = contextvars.copy_context()
-        job.in_thread = True
-        future = asyncio.get_running_loop().run_in_executor(self._pool, lambda: context.run(function, *args, **kwargs))
+            return await attempt.arun(self._means.sessions)
+        future: asyncio.Future[Ended] = self._loop.create_future()
+        job.waits = True
+        if self._in_process(job.task):
+            self._to_process(job, attempt, future.set_result)
+        else:
+            self._to_thread(job, attempt, future.set_result)
         try:
             while not future.done():
-                try:
+                with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait([future])
-                except asyncio.CancelledError:
-                    log.warning(
-                        "job %s (%s) runs in a thread, which nobody can stop: waiting", job.job_id, job.task.name
-                    )
-            return future.result()
+            ended = future.result()
         finally:
-            job.in_thread = False
+            job.waits = False
+        if self._means.middlewares and ended.text and ended.error is None:
+            _read(ended)
+        return ended
+
+    def _never_began(self, job: Claimed, done: Callable[[Ended], None]) -> None:
+        """Its handler was cancelled before its first step: then nothing in it could say so."""
+        if not job.has_ended:
+            why = job.stop[0][1] if job.stop else "it was cancelled before it began"
+            done(Ended(outcome.given_back(job.job_id, job.claim_id, why, begun=False)))
+
+    # ---- Elsewhere.
+
+    def _to_thread(self, job: Claimed, attempt: Attempt, done: Callable[[Ended], None]) -> None:
+        context = contextvars.copy_context()
+        if job.task.transactional:
+            attempt.opened = lambda connection: setattr(job, "connection", connection)
+
+        def body() -> None:
+            ended = context.run(attempt.run, self._means.sessions)
+            if os.getpid() != self._pid:
+                os._exit(0)  # (as above)
+            with contextlib.suppress(RuntimeError):  # (the loop has been closed: nobody is there to hear it)
+                self._loop.call_soon_threadsafe(done, ended)
+
+        self._threads.submit(body)
+
+    def _to_process(self, job: Claimed, attempt: Attempt, done: Callable[[Ended], None]) -> None:
+        def ended(said: str | ProcessDied) -> None:
+            if job.stop and (said == STOPPED or isinstance(said, ProcessDied)):
+                done(attempt.raised(JobStopped(job.stop[0][1])))
+            elif isinstance(said, ProcessDied):
+                done(attempt.raised(said))
+            else:
+                done(Ended(said))
+
+        function = job.task.function
+        locator = (job.task.name, function.__module__, function.__qualname__)
+        limit = job.timeout.total_seconds() if job.timeout is not None else None
+        job.queued = Queued(attempt.work, locator, ended, limit, lambda: self._late(job))
+        self.processes.submit(job.queued)
+        if limit is not None:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        if self._looking is None:
+            self._looking = self._loop.call_later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        if self.processes.look():
+            self._look_again()
+
+    # ---- Deadlines of what does not run in a process (there the time before the beginning does not count).
+
+    def _set_deadline(self, job: Claimed) -> None:
+        if job.timeout is None:
+            return
+        at = self._loop.time() + job.timeout.total_seconds()
+        heapq.heappush(self._deadlines, (at, next(self._order), job))
+        if self._deadlines[0][2] is job:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._deadlines and self._deadlines[0][2].has_ended:
+            heapq.heappop(self._deadlines)
+        if self._deadlines:
+            self._timer = self._loop.call_at(self._deadlines[0][0], self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        while self._deadlines and (self._deadlines[0][0] <= self._loop.time() or self._deadlines[0][2].has_ended):
+            job = heapq.heappop(self._deadlines)[2]
+            if not job.has_ended:
+                self._late(job)
+        self._set_timer()
+
+    def _late(self, job: Claimed) -> None:
+        self._overdue.append(job)
+        self.stop(job, Stop.TIMEOUT, f"the attempt took longer than its timeout of {job.timeout}")
 
 
-async def _within(limit: timedelta, call: Awaitable[Any]) -> Any:
-    """Await `call`, cancelled after `limit`; then TimeoutError says so, and a handler's own TimeoutError stays its own."""
-    scope = asyncio.timeout(limit.total_seconds())
-    try:
-        async with scope:
-            return await call
-    except TimeoutError as error:
-        if scope.expired():
-            raise TimeoutError(f"the attempt took longer than its timeout of {limit}") from error
-        raise
+def _cancel_query(connection: Any) -> None:
+    """The thread of a transactional job may wait for the database: its statement ends with an error."""
+    with contextlib.suppress(Exception):
+        connection.cancel_safe(timeout=2.0)
+
+
+def _read(ended: Ended) -> None:
+    """What a process or its handler's own code has said, as a middleware sees it."""
+    said = json.loads(ended.text)
+    if said["outcome"] == "succeeded":
+        ended.value = said.get("result") if ended.value is None else ended.value
+    elif ended.error is None:
+        words = said.get("error") or said.get("reason") or said["outcome"]
+        ended.error = RemoteError(said.get("error_type"), words, said.get("traceback"))
 
 
 def lost_attempts(extra: bytes | None) -> int:

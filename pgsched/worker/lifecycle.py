@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
+from pgsched.context import Stop
 from pgsched.errors import NoSession, UsageError, WorkerAlive, WorkerRescued, primary
 from pgsched.exit_code import ExitCode
 from pgsched.leader import Leader
@@ -19,8 +21,12 @@ from pgsched.loop import backoff, wait_any
 from pgsched.run import arun
 from pgsched.session import BROKEN, TRY_AGAIN, Identity, describe, persist
 from pgsched.worker.exchange import Exchange, Ledger
-from pgsched.worker.executor import Claimed, Executor
+from pgsched.worker.executor import Claimed, Executor, Means
+from pgsched.worker.listener import Listener
+from pgsched.worker.processes import ProcessPool
+from pgsched.worker.processes.member import Kind
 from pgsched.worker.settings import Settings
+from pgsched.worker.transaction import JobSessions
 from pgsched.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -65,6 +71,7 @@ class Worker:
         self._rescued: WorkerRescued | None = None
         self._failed = False
         self._exchanges: list[Exchange] = []
+        self._executor: Executor
 
     @property
     def healthy(self) -> bool:
@@ -89,14 +96,8 @@ class Worker:
         from pgsched import __version__
 
         dsn = await asyncio.to_thread(lambda: self.app.client.dsn)
-        info = describe(
-            self.settings.name,
-            self.app.name,
-            self.queues,
-            sorted(self.app.tasks),
-            self.settings.concurrency,
-            __version__,
-        )
+        settings, tasks = self.settings, sorted(self.app.tasks)
+        info = describe(settings.name, self.app.name, self.queues, tasks, settings.concurrency, __version__)
         identity = Identity(dsn, self.app.client.calls, self.settings.lease, info)
         if self._board is not None:
             self._board.say({"dsn": dsn, "schema": self.app.client.schema})
@@ -168,7 +169,7 @@ class Worker:
 
     async def _work(self, identity: Identity, state: Any) -> None:
         """Take jobs and run them until `stop()`; then drain, and close what was opened."""
-        executor = Executor(self.settings.concurrency, list(self.app.middlewares), self.ledger.end, state, self._board)
+        self._executor = executor = Executor(self._means(identity, state), self.ledger.end)
         self.ledger.start = executor.start
         share = -(-self.settings.concurrency // self.settings.sessions)
         self._exchanges = [
@@ -176,7 +177,8 @@ class Worker:
             for _ in range(self.settings.sessions)
         ]
         loops = [asyncio.create_task(self._guard(e.run(self._stopped))) for e in self._exchanges]
-        others = [self._listen(identity), self._reconcile()]
+        ears = Listener(identity, self.ledger, executor, self._exchanges, self.settings.poll.total_seconds())
+        others = [ears.listen(self._stopped), ears.hear_stops(), self._reconcile()]
         if self.settings.lead:
             others.append(Leader(identity.dsn, self.app.client.schema, identity.info["name"]).run(self._draining))
         side = [asyncio.create_task(self._guard(other)) for other in others]
@@ -195,10 +197,37 @@ class Worker:
             for task in (*loops, *side):
                 task.cancel()
             await asyncio.gather(*loops, *side, return_exceptions=True)
-            executor.close()
+            await executor.close()
             for exchange in self._exchanges:
                 await exchange.close()
             self._closed.set()
+
+    def _means(self, identity: Identity, state: Any) -> Means:
+        settings = self.settings
+        sessions = JobSessions(identity.dsn, identity.calls, settings.job_sessions, identity.info["name"])
+        sessions.open()
+        kind = Kind(
+            identity.dsn,
+            identity.calls.schema,
+            identity.info["name"],
+            settings.executor_recycle_jobs,
+            settings.executor_recycle_mb,
+        )
+        size = settings.executors or os.cpu_count() or 1
+        # A process that lost its lease must have ended before others may run its jobs.
+        grace = min(settings.grace, (settings.lease.kill - settings.lease.client) / 2)
+        return Means(
+            threads=settings.concurrency,
+            middlewares=list(self.app.middlewares),
+            state=state,
+            board=self._board,
+            sessions=sessions,
+            make_processes=lambda: ProcessPool(size, kind, self._board),
+            processes_by_default=settings.executor == "process",
+            grace_s=grace.total_seconds(),
+            begin=self.ledger.begin_transactional,
+            last_session=lambda: identity.last_session,
+        )
 
     def _exit_code(self) -> ExitCode:
         if self._rescued:
@@ -260,11 +289,8 @@ class Worker:
                     await wait_any(at_most=0.005)
 
     def _ask_to_stop(self, job: Claimed, why: str) -> None:
-        """An asynchronous handler is cancelled and its job goes back; a thread is told, and is waited for."""
-        if job.handler is not None and not job.handler.done():
-            job.stop.append(why)
-            if not job.in_thread:
-                job.handler.cancel()
+        """Its handler is to end, and the job goes back."""
+        self._executor.stop(job, Stop.SHUTDOWN, why)
 
     def _idle(self) -> bool:
         return not self.ledger.active and not self.ledger.ended and not self.ledger.claims and not self.ledger.asked
@@ -340,12 +366,12 @@ class Worker:
         for job in forgotten:
             log.error("job %s: the server no longer knows claim %s; its handler is stopped", job.job_id, job.claim_id)
             self._ask_to_stop(job, "the server no longer knows the claim")
-        if handlers := [job.handler for job in forgotten if job.handler is not None]:
-            try:
-                await asyncio.wait(handlers)
-            except BaseException:
-                await lease.close()
-                raise
+        try:
+            while any(not job.has_ended for job in forgotten):
+                await wait_any(at_most=0.005)
+        except BaseException:
+            await lease.close()
+            raise
         self._lease_answered(sent_at)
         log.info("attached again")
         return lease
@@ -369,29 +395,3 @@ class Worker:
         self.ledger.accepting = False
         for job in list(self.ledger.claims.values()):
             self._ask_to_stop(job, "its worker's lease expired")
-
-    async def _listen(self, identity: Identity) -> None:
-        """Wake at a notification for one of the queues; a poll finds what a lost one left."""
-        while True:
-            connection = await persist("listen", lambda: self._listener(identity), self._stopped, self._bound_s)
-            if connection is None:
-                return
-            try:
-                self.ledger.wake()
-                async for notify in connection.notifies():
-                    if notify.payload in self.queues:
-                        self.ledger.wake()
-            except (*BROKEN, *TRY_AGAIN) as error:
-                log.warning("the listener was lost: %s", str(error).strip())
-            finally:
-                await connection.close()
-
-    async def _listener(self, identity: Identity) -> psycopg.AsyncConnection[Any]:
-        connection = await identity.connect("listener", "")
-        try:
-            channel = await arun(connection, identity.calls.channel())
-            await connection.execute(f"listen {channel}")
-        except BaseException:
-            await connection.close()
-            raise
-        return connection

@@ -19,17 +19,31 @@ def succeeded(job_id: int, claim_id: int, result: Any) -> str:
     """The handler has returned `result`. Raises `ValueError` or `TypeError` when it is no JSON."""
     if result is None:
         return f'{{"job_id":{job_id},"claim_id":{claim_id},"outcome":"succeeded"}}'
-    text = json.dumps(to_jsonable_python(result, inf_nan_mode="constants"), allow_nan=False)
-    return f'{{"job_id":{job_id},"claim_id":{claim_id},"outcome":"succeeded","result":{text}}}'
+    return f'{{"job_id":{job_id},"claim_id":{claim_id},"outcome":"succeeded","result":{result_text(result)}}}'
 
 
-def raised(job_id: int, claim_id: int, error: BaseException, retry: Exponential | None, *, final: bool = False) -> str:
-    """The handler has raised `error`; `final`: another attempt would change nothing."""
+def result_text(result: Any) -> str | None:
+    """A result as JSON; None for None. Raises as `succeeded`."""
+    if result is None:
+        return None
+    return json.dumps(to_jsonable_python(result, inf_nan_mode="constants"), allow_nan=False)
+
+
+def raised(
+    job_id: int,
+    claim_id: int,
+    error: BaseException,
+    retry: Exponential | None,
+    *,
+    final: bool = False,
+    conflict: bool = False,
+) -> str:
+    """The handler has raised `error`; `final`: once more would change nothing; `conflict`: its transaction met another's."""
     frames = "".join(traceback.format_exception(error))
     fields: dict[str, Any] = {
         "job_id": job_id,
         "claim_id": claim_id,
-        "outcome": "failed" if final else "retry",
+        "outcome": "failed" if final else "conflict" if conflict else "retry",
         "error_type": type(error).__qualname__,
         "error": _clean(str(error), _ERROR_CHARS),
         "traceback": _clean(frames, _TRACEBACK_CHARS),
@@ -50,6 +64,24 @@ def given_back(job_id: int, claim_id: int, reason: str, *, begun: bool = True) -
     """The job goes back to ready, uncharged; where its handler had not begun, its expiry still holds."""
     return json.dumps(
         {"job_id": job_id, "claim_id": claim_id, "outcome": "give_back", "reason": reason, "begun": begun}
+    )
+
+
+def cancelled(job_id: int, claim_id: int, reason: str) -> str:
+    """The handler of a cancelled job has ended."""
+    return json.dumps({"job_id": job_id, "claim_id": claim_id, "outcome": "cancelled", "reason": reason})
+
+
+def broken(job_id: int, claim_id: int, reason: str, last_session: int) -> str:
+    """The connection of its transaction ended, when `last_session` was the number of the worker's newest work session."""
+    return json.dumps(
+        {
+            "job_id": job_id,
+            "claim_id": claim_id,
+            "outcome": "broken",
+            "reason": _clean(reason, _ERROR_CHARS),
+            "last_session": last_session,
+        }
     )
 
 

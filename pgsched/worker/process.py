@@ -10,9 +10,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from pgsched.errors import UsageError
 from pgsched.exit_code import ExitCode
 from pgsched.supervisor.board import HURRY
 from pgsched.worker.lifecycle import Worker
+from pgsched.worker.processes.child import INSIDE
 from pgsched.worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,6 +41,11 @@ def run_worker(
     does not return), the process is ended without waiting for it, with `ExitCode.STILL_RUNNING`. `restore_signals` False leaves
     both signals ignored afterwards, for a process that ends with this code.
     """
+    if os.environ.get(INSIDE) == str(os.getpid()):
+        raise UsageError(
+            "run_worker() was called while the main module is imported by one of the worker's own processes: "
+            'put it under if __name__ == "__main__":'
+        )
     worker_settings = settings or Settings(**options)
 
     signals = (signal.SIGTERM, signal.SIGINT)

@@ -10,11 +10,14 @@ values
     ('reader', 'function', 'list_jobs'), ('reader', 'function', 'check_invariants'), ('reader', 'function', 'errors'),
     ('reader', 'function', 'protocol'), ('reader', 'function', 'waiting_state'), ('reader', 'function', 'masked'),
     ('client', 'function', 'enqueue'), ('client', 'function', 'enqueue_many'),
+    ('client', 'function', 'cancel'), ('client', 'function', 'cancel_many'),
     ('worker', 'function', 'attach'), ('worker', 'function', 'heartbeat'), ('worker', 'function', 'reattach'),
     ('worker', 'function', 'detach'), ('worker', 'function', 'open_session'), ('worker', 'function', 'reconcile'),
     ('worker', 'function', 'claim'), ('worker', 'function', 'finish'), ('worker', 'function', 'rescue'),
     ('worker', 'function', 'lead'), ('worker', 'function', 'leader_beat'), ('worker', 'function', 'resign'),
-    ('worker', 'function', 'ask_leader_to_resign'), ('worker', 'function', 'stage'), ('worker', 'function', 'prune'), ('worker', 'function', 'channel')
+    ('worker', 'function', 'ask_leader_to_resign'), ('worker', 'function', 'stage'), ('worker', 'function', 'prune'), ('worker', 'function', 'channel'),
+    ('worker', 'function', 'stop_channel'), ('worker', 'function', 'stops'), ('worker', 'function', 'begin'),
+    ('worker', 'function', 'begin_transaction'), ('worker', 'function', 'finish_transaction')
 $$;
 comment on function access_list() is 'Which functions and views each level may use: reader, client, worker.';
 

@@ -14,7 +14,10 @@ values
     ('PGS08', 'ReadOnlyServer', 'the server is a standby in recovery: no work is done there'),
     ('PGS09', 'InvalidCall', 'an argument of the call itself is refused: the message names it'),
     ('PGS10', 'KeyContended', 'a unique key changed hands again and again while it was asked for: try again'),
-    ('PGS11', 'NotLeader', 'this session does not hold the leader''s lock (or no longer)')
+    ('PGS11', 'NotLeader', 'this session does not hold the leader''s lock (or no longer)'),
+    ('PGS12', 'TransactionEnded', 'a transactional handler has committed or rolled back by itself'),
+    ('PGS13', 'StaleClaim', 'the claim is not (or no longer) valid: what the transaction has done is rolled back'),
+    ('PGS14', 'ClaimCancelled', 'the job was cancelled meanwhile: what the transaction has done is rolled back')
 $$;
 comment on function errors() is 'The errors that pgsched''s functions raise, by SQLSTATE, with their names and meanings.';
 

@@ -108,7 +108,7 @@ def test_a_finish_sees_a_cancel_that_commits_between_its_snapshot_and_its_lock(w
     )
     text = connection.execute("select pg_get_functiondef('pgsched.settle'::regproc)").fetchone()[0]
     gated = text.replace("with given as materialized (", "with given as materialized (select * from (").replace(
-        "cap_s double precision, begun boolean, charged boolean)\n    ),", "cap_s double precision, begun boolean, charged boolean)) x where pgsched.pass_gate()\n    ),"
+        "cap_s double precision, begun boolean, charged boolean, last_session integer)\n    ),", "cap_s double precision, begun boolean, charged boolean, last_session integer)) x where pgsched.pass_gate()\n    ),"
     )
     assert gated.count("pass_gate") == 1
     connection.execute(gated)

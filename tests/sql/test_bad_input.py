@@ -42,6 +42,12 @@ SIGNATURES = {
     "claim": {"worker_id": "bigint", "want": "jsonb"},
     "finish": {"worker_id": "bigint", "results": "jsonb", "want": "jsonb"},
     "reconcile": {"worker_id": "bigint", "ended_session_nos": "integer[]", "claim_ids": "bigint[]"},
+    "cancel": {"job_id": "bigint", "reason": "text", "dry_run": "boolean"},
+    "cancel_many": {"job_ids": "bigint[]", "reason": "text", "dry_run": "boolean"},
+    "stops": {"worker_id": "bigint", "timed_out": "jsonb"},
+    "begin": {"worker_id": "bigint", "claims": "jsonb"},
+    "begin_transaction": {"job_id": "bigint", "claim_id": "bigint"},
+    "finish_transaction": {"job_id": "bigint", "claim_id": "bigint", "result": "jsonb"},
     "rescue": {
         "worker_id": "bigint", "begun": "bigint[]", "certified": "boolean", "n": "integer", "above": "bigint",
         "generation": "integer", "silent_s": "double precision",
@@ -90,6 +96,10 @@ class Bed:
         with self.connection.transaction(force_rollback=True):
             if function in LEADING:
                 self.call("lead", {"info": json.dumps(INFO)})
+            if function == "finish_transaction":
+                job, claim = self.claims[2]
+                self.call("begin", {"worker_id": self.worker, "claims": json.dumps([{"job_id": job, "claim_id": claim}])})
+                self.call("begin_transaction", {"job_id": job, "claim_id": claim})
             before = self.state()
             refusal = None
             try:
@@ -251,14 +261,20 @@ def wants() -> st.SearchStrategy[Any]:
 
 
 def results(bed: Bed) -> st.SearchStrategy[Any]:
-    outcome = st.sampled_from(["succeeded", "failed", "retry", "snooze", "cancelled", "give_back", "lost", ""])
+    outcome = st.sampled_from(["succeeded", "failed", "retry", "snooze", "cancelled", "give_back", "conflict", "broken", "lost", ""])
     texts_of = {"result": {"r": 1}, "reason": None, "error_type": "E", "error": "e", "traceback": None}
-    numbers_of = {"after_s": st.sampled_from([None, 5]), "first_s": 1, "cap_s": 60, "charged": True}
+    numbers_of = {"after_s": st.sampled_from([None, 5]), "first_s": 1, "cap_s": 60, "charged": True, "last_session": 1}
 
     def result(claim: tuple[int, int]) -> st.SearchStrategy[Any]:
         return mostly({"job_id": claim[0], "claim_id": claim[1], "outcome": outcome} | texts_of | numbers_of)
 
     return st.lists(st.sampled_from(bed.claims).flatmap(result), max_size=4) | anything
+
+
+def pairs(bed: Bed) -> st.SearchStrategy[str]:
+    """Jobs with their claims, as JSON."""
+    pair = st.sampled_from(bed.claims).flatmap(lambda claim: mostly({"job_id": claim[0], "claim_id": claim[1]}))
+    return (st.lists(pair, max_size=4) | anything).map(json.dumps)
 
 
 def good(bed: Bed, function: str) -> dict[str, st.SearchStrategy[Any]]:
@@ -287,6 +303,15 @@ def good(bed: Bed, function: str) -> dict[str, st.SearchStrategy[Any]]:
         "claim": {"want": wants().map(json.dumps)},
         "finish": {"results": results(bed).map(json.dumps), "want": st.none() | wants().map(json.dumps)},
         "reconcile": {"ended_session_nos": one_of("{0}", "{1,2}"), "claim_ids": claims},
+        "cancel": {"job_id": one_of("3", "12"), "reason": one_of(None, "no more"), "dry_run": st.booleans()},
+        "cancel_many": {"job_ids": one_of("{}", "{3,12,1}"), "reason": one_of(None, "no"), "dry_run": st.booleans()},
+        "stops": {"timed_out": pairs(bed)},
+        "begin": {"claims": pairs(bed)},
+        "begin_transaction": {"job_id": one_of(str(bed.claims[2][0])), "claim_id": one_of(str(bed.claims[2][1]))},
+        "finish_transaction": {
+            "job_id": one_of(str(bed.claims[2][0])), "claim_id": one_of(str(bed.claims[2][1])),
+            "result": one_of(None, "1", '{"a": []}'),
+        },
         "rescue": {
             "worker_id": one_of(str(bed.dead)), "begun": st.none() | claims, "certified": one_of(True, True, False),
             "n": one_of("1", "9"), "above": one_of("0", "2"), "generation": one_of("0"), "silent_s": one_of(None, "60"),

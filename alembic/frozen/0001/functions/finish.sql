@@ -7,16 +7,22 @@
 --   snooze      {after_s, reason?}   waits, and the attempt is not charged
 --   cancelled   {reason?}
 --   give_back   {begun?}   back to ready at once, and the attempt is not charged
+--   conflict    {error_type?, error?, traceback?}   its transaction met another's (40001, 40P01): it runs again after a moment
+--               and the attempt is not charged; after max_conflicts of them in one attempt this is a retry as above
+--   broken      {reason, last_session}   the connection of its transaction ended: back to ready at once, the attempt is not
+--               charged; where the session that says so is older than the break (its number is at most last_session), the
+--               handler may have caused it, which is charged as its worker's death would be
 --   lost        {reason, begun, charged}   its worker died (only rescue() may say so)
 -- `begun` says whether the handler had begun (else: where started_at is set): then expires_at is over.
 -- A running job that was told to cancel ends as cancelled whatever is reported.
+-- `in_transaction`: the caller is that claim's own transaction (see finish_transactional).
 --
 -- Answers a verdict for every claim that this worker held: accepted; cancelled (ended, but as cancelled);
 -- rolled_back (nothing changed: the success of a transactional task counts only through its own transaction).
 -- For any other claim it answers nothing.
 -- Locks: its own running rows, skipping those that somebody else holds at this moment.
 -- (Its plans are pinned by the settings of the functions that call it.)
-create or replace function settle(the_worker bigint, ended jsonb, rescuing boolean default false)
+create or replace function settle(the_worker bigint, ended jsonb, rescuing boolean default false, in_transaction boolean default false)
 returns table (job_id bigint, claim_id bigint, verdict text)
 language plpgsql
 set search_path from current
@@ -24,32 +30,34 @@ as $$
 #variable_conflict use_column
 declare
     t timestamptz := clock_timestamp();
-    max_lost integer := 0;
+    my_session constant integer := nullif(split_part(current_setting('pgsched.session', true), ':', 3), '');
 begin
-    if rescuing then
-        max_lost := (select (value #>> '{}')::integer from setting where name = 'max_lost_attempts');
-    end if;
     return query
     with given as materialized (
         select * from jsonb_to_recordset(ended) g (job_id bigint, claim_id bigint, outcome text, result jsonb, reason text,
             error_type text, error text, traceback text, after_s double precision, first_s double precision,
-            cap_s double precision, begun boolean, charged boolean)
+            cap_s double precision, begun boolean, charged boolean, last_session integer)
     ),
     mine as materialized (
-        select g.*, r.queue, r.attempt, r.lost_attempts, r.worker_id, r.started_at, r.expires_at,
+        select g.*, r.queue, r.attempt, r.lost_attempts, r.worker_id, r.started_at, r.expires_at, r.stop_note, d.died,
             coalesce(g.begun, r.started_at is not null) as had_begun,
             case
                 when r.stop_reason = 'cancel' then 'cancelled'
-                when g.outcome = 'retry' then
+                when g.outcome = 'conflict' and (
+                        select count(*) from attempt_log a where a.job_id = g.job_id and a.attempt = r.attempt and a.state = 'conflict'
+                    ) < (select (value #>> '{}')::integer from setting where name = 'max_conflicts') then 'conflict'
+                when g.outcome in ('retry', 'conflict') then
                     case when r.attempt >= (select j.max_attempts from job j where j.id = g.job_id) then 'failed' else 'retry' end
-                when g.outcome = 'lost' and rescuing then
-                    case when r.lost_attempts + 1 >= max_lost and g.charged then 'failed' else 'give_back' end
+                when g.outcome = 'lost' and rescuing or g.outcome = 'broken' then
+                    case
+                        when d.died and r.lost_attempts + 1 >= (select (value #>> '{}')::integer from setting where name = 'max_lost_attempts') then 'failed'
+                        else 'give_back' end
                 when g.outcome in ('succeeded', 'failed', 'snooze', 'cancelled', 'give_back') then g.outcome
                 else refuse('PGS09', format('finish: outcome "%s" of claim %s is not known', g.outcome, g.claim_id),
-                    'It is one of succeeded, failed, retry, snooze, cancelled, give_back.')
+                    'It is one of succeeded, failed, retry, snooze, cancelled, give_back, conflict, broken.')
             end as fate,
             case
-                when r.transactional and g.outcome = 'succeeded' then 'rolled_back'
+                when r.transactional and g.outcome = 'succeeded' and not in_transaction then 'rolled_back'
                 when r.stop_reason = 'cancel' then 'cancelled'
                 else 'accepted'
             end as verdict
@@ -61,6 +69,9 @@ begin
                 where r.job_id = g.job_id and r.claim_id = g.claim_id and r.worker_id + 0 = the_worker
                 for update skip locked
             ) r
+            cross join lateral (
+                select case g.outcome when 'lost' then coalesce(g.charged, false) when 'broken' then coalesce(my_session <= g.last_session, false) else false end as died
+            ) d
     ),
     settled as materialized (
         select * from mine where verdict <> 'rolled_back'
@@ -75,7 +86,7 @@ begin
         select job_id, queue, fate,
             case fate
                 when 'succeeded' then null
-                when 'cancelled' then coalesce(reason, 'cancelled while running')
+                when 'cancelled' then coalesce(stop_note, reason, 'cancelled while running')
                 else coalesce(reason, nullif(concat_ws(': ', error_type, nullif(left(error, 500), '')), ''), 'failed')
             end,
             claim_id, attempt, worker_id, started_at, t, case fate when 'succeeded' then result end
@@ -88,19 +99,20 @@ begin
     ),
     later as (
         insert into waiting (job_id, queue, reason, run_at, expires_at, attempt, lost_attempts)
-        select job_id, queue, case fate when 'retry' then 'retry' else 'scheduled' end,
+        select job_id, queue, case fate when 'snooze' then 'scheduled' else 'retry' end,
             t + case
+                when fate = 'conflict' then seconds(random() * 0.1)  -- (so that the two do not meet again)
                 when after_s is null and fate = 'retry' then backoff(attempt, coalesce(first_s, 1), coalesce(cap_s, 3600))
                 else seconds(after_s) end,
             -- (Its handler has come to its own end: whatever its former workers died of, it is no suspect any more.)
             null, case fate when 'retry' then attempt else attempt - 1 end, 0
-        from settled where fate in ('retry', 'snooze')
+        from settled where fate in ('retry', 'snooze', 'conflict')
         on conflict (job_id) do nothing
     ),
     back as (
         insert into ready (queue, priority, job_id, expires_at, attempt, lost_attempts)
         select s.queue, coalesce((select j.priority from job j where j.id = s.job_id), 5), s.job_id,
-            case when not s.had_begun then s.expires_at end, s.attempt - 1, s.lost_attempts + (s.outcome = 'lost' and coalesce(s.charged, false))::integer
+            case when not s.had_begun then s.expires_at end, s.attempt - 1, s.lost_attempts + s.died::integer
         from settled s where s.fate = 'give_back'
         on conflict (queue, job_id) do nothing
     ),
@@ -108,7 +120,7 @@ begin
         insert into attempt_log (job_id, claim_id, attempt, state, error_type, error, traceback, worker_id, started_at, ended_at)
         select job_id, claim_id, attempt,
             case
-                when outcome = 'lost' then 'lost'
+                when outcome in ('lost', 'broken') then outcome
                 else case fate when 'retry' then 'retried' when 'snooze' then 'snoozed' when 'give_back' then 'given_back' else fate end
             end,
             error_type, coalesce(error, reason), traceback, worker_id, started_at, t
@@ -125,7 +137,7 @@ begin
     from mine;
 end
 $$;
-comment on function settle(bigint, jsonb, boolean) is 'How a claim ends: the one home of that rule (internal).';
+comment on function settle(bigint, jsonb, boolean, boolean) is 'How a claim ends: the one home of that rule (internal).';
 
 -- Ends claims of the calling worker; with `want`, claims in the same transaction (see claim).
 -- `results`: see settle. Answers one row with a verdict for each result, then the rows of the claim (verdict null).

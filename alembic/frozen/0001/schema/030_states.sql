@@ -73,11 +73,13 @@ create table running (
     subtasks integer not null default 0,
     stop_requested_at timestamptz,
     stop_reason text,
+    stop_note text,
     constraint running_attempt_is_a_count check (attempt >= 1 and lost_attempts between 0 and 2147483646 and subtasks >= 0),
     constraint running_stop_has_a_reason check ((stop_requested_at is null) = (stop_reason is null)),
     constraint running_stop_reason_is_known check (stop_reason in ('cancel', 'timeout'))
 ) with (fillfactor = 90, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 create index running_worker on running (worker_id, session_no);
+create index running_stops on running (worker_id) where stop_requested_at is not null;
 comment on table running is 'Jobs that a worker has claimed: the row stays until the handler has really ended.';
 comment on column running.job_id is 'The job.';
 comment on column running.claim_id is 'The fence: new at every claim, never repeats, only grows for a job. Only who presents it may end the claim.';
@@ -93,6 +95,7 @@ comment on column running.transactional is 'Its success counts only through the 
 comment on column running.subtasks is 'How many subtasks this claim has made; also the lock between that and a cancel.';
 comment on column running.stop_requested_at is 'When it was told to stop; the job shows as cancelling.';
 comment on column running.stop_reason is 'cancel: however it ends, it ends as cancelled. timeout: it ends as its worker reports.';
+comment on column running.stop_note is 'Why it was cancelled, in the words of who did it.';
 
 create table finished (
     job_id bigint primary key,
@@ -136,13 +139,13 @@ create table attempt_log (
     ended_at timestamptz not null,
     primary key (job_id, claim_id),
     constraint attempt_log_state_is_known check (state in
-        ('failed', 'retried', 'snoozed', 'parked', 'given_back', 'cancelled', 'lost'))
+        ('failed', 'retried', 'snoozed', 'parked', 'given_back', 'cancelled', 'conflict', 'broken', 'lost'))
 );
 comment on table attempt_log is 'One row for every claim that ended without a success, and why.';
 comment on column attempt_log.job_id is 'The job.';
 comment on column attempt_log.claim_id is 'The claim.';
 comment on column attempt_log.attempt is 'The number of the attempt in the retry budget.';
-comment on column attempt_log.state is 'How the claim ended: failed and cancelled ended the job; lost: its worker died.';
+comment on column attempt_log.state is 'How the claim ended: failed and cancelled ended the job; conflict: its transaction met another''s; broken: its transaction''s connection ended; lost: its worker died.';
 comment on column attempt_log.error_type is 'The exception''s class.';
 comment on column attempt_log.error is 'Its message.';
 comment on column attempt_log.traceback is 'Where it was raised.';

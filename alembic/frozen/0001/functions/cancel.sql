@@ -1,0 +1,145 @@
+-- Cancels jobs. What waits or is ready ends now; what runs is told to stop: it stays in running, shown as `cancelling`, until
+-- its handler has really ended, and then ends as cancelled whatever the handler reports. No result of it is accepted from the
+-- commit of this call on.
+-- Answers for every job that this changes what it was; nothing for one that has ended or is being cancelled already.
+-- `dry_run` gives the same answer and changes nothing (it locks the rows while it looks).
+-- Locks: rows of running, ready and waiting, job by job in the order of ids; waits for who holds one. Cancels that cross may
+-- deadlock (40P01): repeating is safe. A job in flight between tables is looked for again until it is found.
+-- Errors: PGS05 no such job (nothing is changed then), PGS09 not READ COMMITTED.
+create or replace function cancel_many(job_ids bigint[], reason text default null, dry_run boolean default false)
+returns table (job_id bigint, was text)
+language plpgsql security definer
+set search_path from current
+as $$
+#variable_conflict use_column
+declare
+    jobs bigint[] := '{}';
+    states text[] := '{}';
+    state text;
+    id bigint;
+begin
+    perform require_read_committed();
+    if job_ids is null or array_position(job_ids, null) is not null then
+        perform refuse('PGS09', 'cancel: a job''s id is null', 'Name the jobs to cancel.');
+    end if;
+    begin
+        for id in select distinct i from unnest(job_ids) i order by i loop
+            state := cancel_one(id, reason);
+            if state is not null then
+                jobs := jobs || id;
+                states := states || state;
+            end if;
+        end loop;
+        if dry_run then
+            raise exception using errcode = 'PGDRY', message = 'dry run';
+        end if;
+    exception when sqlstate 'PGDRY' then
+        null;  -- (what this block has done is undone; what it found stays in its variables)
+    end;
+    return query select * from unnest(jobs, states);
+end
+$$;
+comment on function cancel_many(bigint[], text, boolean) is 'Cancels jobs; answers which it changed and what they were.';
+
+-- Cancels one job; see cancel_many.
+create or replace function cancel(job_id bigint, reason text default null, dry_run boolean default false)
+returns table (job_id bigint, was text)
+language sql security definer
+set search_path from current
+as $$ select * from cancel_many(array[job_id], reason, dry_run) $$;
+comment on function cancel(bigint, text, boolean) is 'Cancels a job; answers what it was, nothing where it had ended.';
+
+-- Cancels one job; what it was, null where nothing was to be done (internal).
+create or replace function cancel_one(the_job bigint, reason text) returns text
+language plpgsql
+set search_path from current
+as $$
+declare
+    t timestamptz;
+    r running;
+    its_queue text := (select j.queue from job j where j.id = the_job);
+    its_attempt integer;
+    was text;
+begin
+    for look in 1..1000 loop
+        t := clock_timestamp();
+        select * into r from running x where x.job_id = the_job for update;
+        if r.job_id is not null then
+            if r.stop_reason = 'cancel' then
+                return null;
+            end if;
+            update running x
+            set stop_requested_at = t, stop_reason = 'cancel', stop_note = 'cancelled: ' || reason
+            where x.job_id = the_job;
+            perform pg_notify(stop_channel(), r.worker_id::text);
+            return case when r.stop_reason is null then 'running' else 'cancelling' end;
+        end if;
+        delete from ready x where x.queue = its_queue and x.job_id = the_job returning attempt into its_attempt;
+        if found then
+            was := 'ready';
+        else
+            delete from waiting x where x.job_id = the_job returning waiting_state(x.reason), x.attempt into was, its_attempt;
+        end if;
+        if was is not null then
+            insert into finished (job_id, queue, state, reason, attempt, finished_at)
+            values (the_job, its_queue, 'cancelled', coalesce('cancelled: ' || reason, 'cancelled'), its_attempt, t);
+            delete from job_key x where x.job_id = the_job;
+            return was;
+        end if;
+        if exists (select from finished x where x.job_id = the_job) then
+            return null;
+        end if;
+        if not exists (select from job x where x.id = the_job) then
+            perform refuse('PGS05', format('there is no job %s', the_job), 'It was pruned, or never was: nothing is changed.');
+        end if;
+        -- On its way from one table to another: each statement saw it where it was not.
+        perform pg_sleep(0.001);
+    end loop;
+    perform refuse('PGS05', format('job %s is in no state table', the_job), 'check_invariants() says more: its row was removed by hand.');
+end
+$$;
+comment on function cancel_one(bigint, text) is 'Cancels one job; what it was (internal).';
+
+-- Which of the worker's claims were told to stop, and why. `timed_out`: [{"job_id", "claim_id"}, ...], claims whose handlers have
+-- used up their time and have not ended yet: they are shown as `cancelling` from now on.
+-- Locks: those running rows, skipping those that somebody else holds at this moment.
+-- Errors: PGS02, PGS03, PGS09.
+create or replace function stops(worker_id bigint, timed_out jsonb default '[]') returns table (claim_id bigint, reason text, note text)
+language plpgsql security definer
+set search_path from current
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set jit = off
+set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+begin
+    perform session_of(worker_id);
+    perform check_claims('stops', timed_out);
+    if timed_out <> '[]' then
+        update running r
+        set stop_requested_at = clock_timestamp(), stop_reason = 'timeout'
+        where r.stop_requested_at is null and r.job_id = any (array(
+            select r.job_id
+            from jsonb_to_recordset(timed_out) g (job_id bigint, claim_id bigint)
+                cross join lateral (
+                    select r.job_id from running r
+                    where r.job_id = g.job_id and r.claim_id = g.claim_id and r.worker_id + 0 = $1
+                    for update skip locked
+                ) r));
+    end if;
+    return query
+    select r.claim_id, r.stop_reason, r.stop_note from running r where r.worker_id = $1 and r.stop_requested_at is not null;
+end
+$$;
+comment on function stops(bigint, jsonb) is 'Which of the worker''s claims were told to stop; names those that have timed out.';
+
+-- The channel on which workers hear that a job of theirs was told to stop; the payload is the worker's id.
+create or replace function stop_channel() returns text
+language sql stable
+set search_path from current
+as $$ select channel() || '_stop' $$;
+comment on function stop_channel() is 'The channel on which workers hear that a job was told to stop (LISTEN); the payload is the worker''s id.';
