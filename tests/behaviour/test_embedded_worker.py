@@ -126,11 +126,12 @@ def test_it_takes_jobs_while_the_body_runs_and_has_detached_afterwards(shop: Sho
 @pytest.mark.parametrize("how", ["the body ends", "the body raises", "the body is cancelled"])
 def test_however_the_body_ends_running_jobs_may_end(shop: Shop, connection: Any, how: str) -> None:
     shop.waits.enqueue()
+    entered = asyncio.Event()
 
     async def body() -> None:
         async with shop.app.worker() as worker:
             await until(lambda: worker.running == 1)
-            asyncio.get_running_loop().call_later(0.2, shop.go.set)
+            entered.set()
             if how == "the body raises":
                 raise KeyError(how)
             if how == "the body is cancelled":
@@ -138,7 +139,8 @@ def test_however_the_body_ends_running_jobs_may_end(shop: Shop, connection: Any,
 
     async def main() -> None:
         task = asyncio.ensure_future(body())
-        await until(lambda: shop.began)
+        await entered.wait()
+        asyncio.get_running_loop().call_later(0.2, shop.go.set)
         if how == "the body is cancelled":
             task.cancel()
         await asyncio.wait({task})
