@@ -16,7 +16,7 @@ from pgsched.errors import ArgumentsError, ClaimCancelled, JobStopped, StaleClai
 from pgsched.run import arun, run
 from pgsched.task import AnyTask
 from pgsched.worker import outcome
-from pgsched.worker.transaction import ISOLATION, AsyncJobConnection, JobConnection, JobSessions, met_another
+from pgsched.worker.transaction import ISOLATION, AsyncJobConnection, JobConnection, JobSessions, comes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class Attempt:
     def raised(self, error: BaseException) -> Ended:
         """The handler has raised, or could not even begin."""
         work, task = self.work, self.task
-        if isinstance(error, (JobStopped, asyncio.CancelledError)) and self.context._stop:
+        if self._is_stopped(error):
             kind, words = self.context._stop[0]
             if kind is Stop.SHUTDOWN:
                 return Ended(outcome.given_back(work.job_id, work.claim_id, words), error=error)
@@ -170,10 +170,18 @@ class Attempt:
         final = isinstance(error, (ArgumentsError, TransactionEnded))
         return Ended(outcome.raised(work.job_id, work.claim_id, error, task.retry, final=final), error=error)
 
+    def _is_stopped(self, error: BaseException) -> bool:
+        """Whether it ended because it was told to. (A thread that waited for the database had its statement cancelled.)"""
+        if not self.context._stop:
+            return False
+        return isinstance(error, (JobStopped, asyncio.CancelledError)) or (
+            self.task.transactional and comes_of(error, psycopg.errors.QueryCanceled)
+        )
+
     def _undone(self, error: BaseException, is_broken: bool) -> Ended:
         """What the transaction has done is undone, as far as this end of its connection can tell."""
         work, stage = self.work, self._stage
-        if isinstance(error, (JobStopped, asyncio.CancelledError)) and self.context._stop:
+        if self._is_stopped(error):
             return self.raised(error)
         if stage == "begin" and isinstance(error, psycopg.Error):  # (an idle connection that has ended, for one)
             why = f"its transaction could not begin: {primary(error)}"
@@ -185,7 +193,7 @@ class Attempt:
             return Ended(outcome.given_back(work.job_id, work.claim_id, primary(error)), error=error)
         if isinstance(error, ClaimCancelled):
             return Ended(outcome.cancelled(work.job_id, work.claim_id, primary(error)), error=error)
-        if met_another(error):
+        if comes_of(error, psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
             text = outcome.raised(work.job_id, work.claim_id, error, self.task.retry, conflict=True)
             return Ended(text, error=error)
         if stage == "result":

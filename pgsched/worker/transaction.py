@@ -173,8 +173,8 @@ class JobSessions:
             await self._async_pool.close(_CLOSE_S)
 
 
-def met_another(error: BaseException) -> bool:
-    """Whether a transaction failed because another one was in its way (SQLSTATE 40001 or 40P01), so that it may just run again.
+def comes_of(error: BaseException, *kinds: type[psycopg.Error]) -> bool:
+    """Whether it is an error of the database of one of these kinds, or was raised because of one.
 
     Libraries wrap the database's error: as its cause, or as SQLAlchemy does in `orig`.
     """
@@ -182,7 +182,7 @@ def met_another(error: BaseException) -> bool:
     one: BaseException | None = error
     while one is not None and id(one) not in seen:
         seen.add(id(one))
-        if isinstance(one, (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)):
+        if isinstance(one, kinds):
             return True
         one = getattr(one, "orig", None) or one.__cause__ or one.__context__
     return False

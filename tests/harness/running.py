@@ -161,11 +161,13 @@ class Supervised:
 
 
 @contextlib.contextmanager
-def supervised(dsn: str, *options: str, quiet: bool = True) -> Iterator[Supervised]:
+def supervised(
+    dsn: str, *options: str, quiet: bool = True, target: str = "harness.apps:app"
+) -> Iterator[Supervised]:
     """`pgsched worker` on the tests' App, as a user starts it."""
     here = Path(__file__).parent.parent
     process = subprocess.Popen(
-        [sys.executable, "-m", "pgsched", "worker", "harness.apps:app", *options],
+        [sys.executable, "-m", "pgsched", "worker", target, *options],
         env=os.environ | {"PGSCHED_DSN": dsn, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
         stderr=subprocess.DEVNULL if quiet else None,
         stdin=subprocess.DEVNULL,

@@ -1,0 +1,393 @@
+"""The App of the tests of executors. Executor processes import it as `harness.executing`."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pgsched
+from harness.apps import record
+
+app = pgsched.App("executing")
+SECOND = timedelta(seconds=1)
+quick = pgsched.Exponential(max_attempts=3, first=timedelta(milliseconds=10))
+
+# ---- Where it runs, and what comes back.
+
+
+@app.task(executor="process")
+def in_process(value: Any) -> list[Any]:
+    job = pgsched.current_job()
+    return [value, os.getpid(), job.task, job.attempt, threading.current_thread() is threading.main_thread()]
+
+
+@app.task
+def by_default() -> int:
+    return os.getpid()
+
+
+@app.task(executor="process", retry=quick)
+def fails_in_process(message: str) -> None:
+    raise LookupError(message)
+
+
+@app.task(executor="process")
+def noop_in_process(i: int = 0) -> None:
+    pass
+
+
+@app.task
+def noop_in_thread(i: int = 0) -> None:
+    pass
+
+
+@app.task
+async def noop_on_loop(i: int = 0) -> None:
+    pass
+
+
+# ---- What is stopped: a second of patience, then the order; each leaves a trace when it begins and when it goes on regardless.
+
+
+def begins() -> None:
+    record(f"began {os.getpid()}", pgsched.current_job().id)
+
+
+def sleep(seconds: float = 60) -> None:
+    begins()
+    time.sleep(seconds)
+
+
+def spin(seconds: float = 60) -> None:
+    begins()
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+
+
+def hold_the_gil(seconds: float = 60) -> None:
+    begins()
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
+def ignore(seconds: float = 60) -> None:
+    """It does all it can to live on."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    begins()
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            time.sleep(0.05)
+        except BaseException:
+            continue
+
+
+def swallow(seconds: float = 60) -> str:
+    begins()
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            time.sleep(0.05)
+        except pgsched.JobStopped:
+            return "cleaned up"
+    return "never told"
+
+
+def with_children(seconds: float = 60) -> None:
+    """An ordinary child, one in a session of its own, and a daemon without our variables."""
+    command = [sys.executable, "-c", f"import time; time.sleep({seconds})"]
+    pids = [subprocess.Popen(command).pid, subprocess.Popen(command, start_new_session=True).pid]
+    daemon = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], env={}, start_new_session=True, stdout=-3, stderr=-3).pid)"
+    found = subprocess.run([sys.executable, "-c", daemon, *command], capture_output=True, text=True, check=True)
+    for pid in [*pids, int(found.stdout)]:
+        record(f"child {pid}", pgsched.current_job().id)
+    ignore(seconds)
+
+
+def asks(seconds: float = 60) -> None:
+    begins()
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(0.01)
+        pgsched.current_job().raise_if_stopping()
+
+
+WAYS: dict[str, Callable[..., Any]] = {
+    "sleep": sleep, "spin": spin, "hold_the_gil": hold_the_gil, "ignore": ignore, "swallow": swallow,
+    "with_children": with_children, "asks": asks,
+}  # fmt: skip
+
+
+@app.task(executor="process")
+def stubborn(way: str, seconds: float = 60) -> Any:
+    return WAYS[way](seconds)
+
+
+@app.task(executor="process", timeout=SECOND, retry=pgsched.Exponential(max_attempts=2, first=timedelta(0)))
+def stubborn_in_time(way: str) -> Any:
+    return WAYS[way]()
+
+
+@app.task
+def in_thread(way: str, seconds: float = 60) -> Any:
+    return WAYS[way](seconds)
+
+
+@app.task(timeout=SECOND)
+def in_thread_in_time(way: str, seconds: float = 60) -> Any:
+    return WAYS[way](seconds)
+
+
+@app.task(retry=quick, timeout=SECOND)
+async def on_loop_in_time(seconds: float = 60) -> None:
+    await asyncio.to_thread(begins)
+    await asyncio.sleep(seconds)
+
+
+@app.task
+async def on_loop(seconds: float = 60) -> None:
+    await asyncio.to_thread(begins)
+    await asyncio.sleep(seconds)
+
+
+# ---- What a handler should not do.
+
+
+@app.task(executor="process")
+def misbehaves(how: str) -> Any:
+    if how == "exit":
+        sys.exit(3)
+    if how == "os._exit":
+        os._exit(7)
+    if how == "segfault":
+        ctypes.string_at(0)
+    if how == "forks" and os.fork() == 0:
+        return "the copy"
+    if how == "threads":
+        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+    if how == "prints":
+        for _ in range(100):
+            print("x" * 2**20)
+    if how == "unpicklable":
+        raise Unpicklable
+    if how == "no JSON":
+        return object()
+    return how
+
+
+class Unpicklable(Exception):
+    def __init__(self) -> None:
+        super().__init__(threading.Lock())
+
+    def __reduce__(self) -> Any:
+        raise TypeError("no")
+
+
+@app.task(executor="process")
+def large(megabytes: int) -> str:
+    return "x" * (megabytes * 2**20)
+
+
+@app.task(executor="process")
+def takes(text: str) -> int:
+    return len(text)
+
+
+def _hidden() -> Any:
+    @app.task(name="hidden", executor="process")
+    def hidden() -> None:
+        pass
+
+    return hidden
+
+
+hidden = _hidden()  # (its function's qualified name leads nowhere)
+
+
+# ---- Transactions. (The table `effect` is the tests'.)
+
+
+@app.task(transactional=True, retry=quick)
+def writes(i: int, then: str = "") -> int:
+    job = pgsched.current_job()
+    job.connection.execute("insert into effect (i, job_id) values (%s, %s)", (i, job.id))
+    misuse(job, then)
+    return i
+
+
+@app.task(transactional=True, retry=quick, executor="process")
+def writes_in_process(i: int, then: str = "") -> int:
+    return writes(i, then)
+
+
+@app.task(transactional=True, retry=quick)
+async def writes_on_loop(i: int, then: str = "") -> int:
+    job = pgsched.current_job()
+    await job.connection.execute("insert into effect (i, job_id) values (%s, %s)", (i, job.id))
+    if then == "raise":
+        raise ValueError("no")
+    if then == "commit":
+        await job.connection.commit()
+    if then == "close":
+        await job.connection.close()
+    if then == "terminate":
+        await asyncio.to_thread(terminate, job)
+        await job.connection.execute("select 1")
+    if then == "sleep":
+        await asyncio.to_thread(begins)
+        await asyncio.sleep(60)
+    return i
+
+
+def misuse(job: pgsched.JobContext, then: str) -> None:
+    connection = job.connection
+    if then == "raise":
+        raise ValueError("no")
+    if then in ("commit", "rollback", "close"):
+        getattr(connection, then)()
+    if then.startswith("sql "):
+        connection.execute(then.removeprefix("sql "))
+    if then == "swallow":
+        with_error(connection)
+    if then == "savepoint":
+        with_savepoint(connection)
+    if then == "terminate":
+        terminate(job)
+        connection.execute("select 1")
+    if then == "sleep":
+        begins()
+        connection.execute("select pg_sleep(60)")
+    if then == "exit":
+        os._exit(3)
+
+
+def with_error(connection: Any) -> None:
+    try:
+        connection.execute("select 1 / 0")
+    except Exception:
+        return
+
+
+def with_savepoint(connection: Any) -> None:
+    try:
+        with connection.transaction():
+            connection.execute("insert into effect (i, job_id) values (-1, -1)")
+            raise KeyError
+    except KeyError:
+        return
+
+
+def terminate(job: pgsched.JobContext) -> None:
+    """End the job's own connection, the first time."""
+    if job.lost_attempts == 0:
+        import psycopg
+
+        with psycopg.connect(os.environ["PGSCHED_DSN"], autocommit=True) as other:
+            other.execute("select pg_terminate_backend(%s)", (job.connection.info.backend_pid,))
+
+
+@app.task(transactional=True)
+def writes_with_orm(i: int) -> int:
+    from sqlalchemy import text
+
+    job = pgsched.current_job()
+    session = job.sqlalchemy_session()
+    assert session is job.sqlalchemy_session()
+    session.execute(text("insert into effect (i, job_id) values (:i, :j)"), {"i": i, "j": job.id})
+    job.sqlalchemy_connection().execute(text("insert into effect (i, job_id) values (:i, :j)"), {"i": -i, "j": job.id})
+    return i
+
+
+@app.task(transactional=True)
+def adds_row(i: int, then: str = "") -> int:
+    session = pgsched.current_job().sqlalchemy_session()
+    session.add(effect_class()(i=i, job_id=pgsched.current_job().id))  # (sent by the flush before the commit)
+    if then:
+        session.flush()
+        getattr(session, then)()
+    return i
+
+
+@app.task(transactional=True)
+async def writes_with_async_orm(i: int, then: str = "") -> int:
+    from sqlalchemy import text
+
+    job = pgsched.current_job()
+    session = await job.asqlalchemy_session()
+    session.add(effect_class()(i=i, job_id=job.id))
+    if then:
+        await session.flush()
+        await getattr(session, then)()
+    connection = await job.asqlalchemy_connection()
+    await connection.execute(text("insert into effect (i, job_id) values (:i, :j)"), {"i": -i, "j": job.id})
+    return i
+
+
+_effect: list[Any] = []
+
+
+def effect_class() -> Any:
+    if not _effect:
+        from sqlalchemy import BigInteger
+        from sqlalchemy.orm import DeclarativeBase, mapped_column
+
+        class Base(DeclarativeBase):
+            pass
+
+        class Effect(Base):
+            __tablename__ = "effect"
+            id = mapped_column(BigInteger, primary_key=True)
+            i = mapped_column(BigInteger)
+            job_id = mapped_column(BigInteger)
+
+        _effect.append(Effect)
+    return _effect[0]
+
+
+def adds(i: int) -> None:
+    """One effect, and one more on a row that others add to as well: at serializable some of them meet."""
+    job = pgsched.current_job()
+    job.connection.execute("insert into effect (i, job_id) values (%s, %s)", (i, job.id))
+    job.connection.execute("update account set amount = amount + 1 where seen = %s", (i % 10,))
+
+
+@app.task(transactional=True, isolation="serializable")
+def adds_in_thread(i: int) -> None:
+    adds(i)
+
+
+@app.task(transactional=True, isolation="serializable", executor="process")
+def adds_in_process(i: int) -> None:
+    adds(i)
+
+
+@app.task(transactional=True, isolation="serializable")
+async def adds_on_loop(i: int) -> None:
+    job = pgsched.current_job()
+    await job.connection.execute("insert into effect (i, job_id) values (%s, %s)", (i, job.id))
+    await job.connection.execute("update account set amount = amount + 1 where seen = %s", (i % 10,))
+
+
+@app.task(transactional=True, isolation="serializable")
+def moves(amount: int) -> int:
+    """Reads all, writes one: two at once cannot both be."""
+    connection = pgsched.current_job().connection
+    total = connection.execute("select sum(amount) from account").fetchone()[0]
+    time.sleep(0.02)
+    connection.execute("insert into account (amount, seen) values (%s, %s)", (amount, total))
+    return int(total)
+
+
+@app.task(transactional=True, isolation="serializable")
+def isolation_of() -> list[str]:
+    connection = pgsched.current_job().connection
+    return [connection.execute(f"show {name}").fetchone()[0] for name in ("transaction_isolation",)]
