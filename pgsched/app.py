@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import timedelta
 from itertools import islice
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from pgsched.client import Client
 from pgsched.context import JobContext
@@ -15,6 +15,9 @@ from pgsched.job import Job
 from pgsched.retry import Exponential
 from pgsched.run import AsyncConnection, Connection, arun, run
 from pgsched.task import AnyTask, BoundTask, Options, Running, Task, TaskDecorator
+
+if TYPE_CHECKING:
+    from pgsched.worker import EmbeddedWorker
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,7 +49,7 @@ class App:
         self.client = Client(dsn, schema)
         self.tasks: dict[str, AnyTask] = {}
         self.middlewares: list[Middleware] = []
-        self.make_state: Callable[[], AbstractAsyncContextManager[Any]] | None = None
+        self.make_state: Callable[[], AbstractAsyncContextManager[Any]] = nullcontext
         self._timeout = timeout
 
     @overload
@@ -174,13 +177,29 @@ class App:
             return self._jobs([await arun(own, self.client.calls.enqueue_many(c, notify)) for c in texts])
 
     def run_worker(self, **options: Any) -> int:
-        """Run a worker in this process until it is told to stop (SIGTERM, SIGINT); its exit code.
+        """Run a worker as the main program of this process until it is told to stop (SIGTERM, SIGINT); its exit code.
 
-        The options are those of `pgsched.worker.Settings`. For many processes and restarts use `pgsched worker`.
+        The options are those of `pgsched.worker.Settings`. For many processes and restarts use `pgsched worker`; for a worker
+        beside something else, `worker`.
         """
         from pgsched.worker import run_worker
 
         return run_worker(self, **options)
+
+    def worker(self, **options: Any) -> AbstractAsyncContextManager[EmbeddedWorker]:
+        """A worker in the running event loop, beside what the process is for: `async with app.worker(concurrency=10) as worker:`.
+
+        The options are those of `pgsched.worker.Settings`. Entering returns when it takes jobs, or after 5 s without an answer
+        from the database, for which it then waits in the background (`worker.healthy` is False until then); it raises what makes
+        a worker impossible: `SchemaError`, `ProtocolMismatch`, `NotAdopted`, `AccessError`, `UsageError`, the lifespan's own
+        error. Leaving stops it as SIGTERM stops a worker, however the body ends. No signal handler is installed.
+
+        **It may end the whole process** (`ExitCode.LEASE_LOST`): at the lease's `kill`, where a handler still runs.
+        """
+        from pgsched.worker import Settings
+        from pgsched.worker.embedding import embedded
+
+        return embedded(self, Settings(**options))
 
     def use(self, dsn: str) -> None:
         """Use this database from now on, whatever the App was made with (`pgsched worker --dsn`)."""

@@ -307,6 +307,7 @@ class WorkSession:
             self._in_flight -= 1
         if self._connection is not connection:
             # Closed while this waited: reconcile may have given back what the answer names, so the answer is void.
+            await connection.close()
             raise psycopg.OperationalError("the work session was closed before its answer was read")
         return answer
 

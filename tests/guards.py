@@ -293,7 +293,7 @@ GUARDS = [
     Guard(
         "an outage is charged to nobody (R46)",
         "pgsched/supervisor/board.py",
-        "if self.sent_at and (was_good or was_stuck) else []",
+        "if self.sent_at and (self.is_good(died_at) or not self.moves(died_at)) else []",
         "",
         "tests/faults/test_supervisor.py::test_an_outage_is_nobodys_fault_even_where_a_handler_has_to_be_killed",
     ),

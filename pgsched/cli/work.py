@@ -84,6 +84,12 @@ def worker(
     job_sessions: Annotated[
         int, typer.Option(help="How many connections for transactional jobs, in each worker.")
     ] = 10,
+    health_file: Annotated[
+        Path | None, typer.Option(help="A file that is written every second while all is well, and removed when not.")
+    ] = None,
+    health_port: Annotated[
+        str | None, typer.Option(help="Answers HTTP with 200 or 503: a port of 127.0.0.1, or HOST:PORT.")
+    ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     dsn: Dsn = None,
 ) -> None:
@@ -101,6 +107,7 @@ def worker(
     parent = Parent.found()
     _log(log_level)
     if parent is None:
+        from pgsched.supervisor.health import Health
         from pgsched.supervisor.supervisor import Plan, Supervisor
 
         command = [
@@ -131,7 +138,7 @@ def worker(
         ):
             command += [option, value] if value is not None else []
         plan = Plan(list(map(str, command)), dsn, processes, lead, recycle_jobs, recycle_mb)
-        raise typer.Exit(Supervisor(plan).run())
+        raise typer.Exit(Supervisor(plan, Health(health_file, health_port)).run())
     app = load(target)
     if (dsn := parent.dsn) is not None:
         app.use(dsn)

@@ -67,9 +67,15 @@ class Seen:
         A death with a good lease, or of a worker that no longer moved, may be a handler's doing. One that went on asking and
         was not answered died of an outage, which is nobody's fault.
         """
-        was_good = died_at - self.sent_at < self.client
-        was_stuck = died_at - self.tick > self.client / 3
-        return list(self.begun) if self.sent_at and (was_good or was_stuck) else []
+        return list(self.begun) if self.sent_at and (self.is_good(died_at) or not self.moves(died_at)) else []
+
+    def is_good(self, at: float) -> bool:
+        """Whether its lease is good: proved less than `client` ago."""
+        return at - self.sent_at < self.client
+
+    def moves(self, at: float) -> bool:
+        """Whether its event loop moves."""
+        return at - self.tick <= self.client / 3
 
 
 class Board:

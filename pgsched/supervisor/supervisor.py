@@ -20,6 +20,7 @@ from pgsched.loop import backoff
 from pgsched.supervisor.board import HURRY
 from pgsched.supervisor.child import FAMILY_S, Certificate, ChildWorker
 from pgsched.supervisor.family import adopt_orphans, reap_orphans
+from pgsched.supervisor.health import Health
 from pgsched.supervisor.leading import Leading
 from pgsched.supervisor.surroundings import logging_that_cannot_block, more_descriptors, resident_mb
 
@@ -90,8 +91,9 @@ class _Place:
 class Supervisor:
     """`Supervisor(plan).run()` in the main thread, until SIGTERM, SIGINT or SIGHUP; a second one hurries the workers."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, health: Health | None = None) -> None:
         self._plan = plan
+        self._health = health or Health()
         self._own: set[int] | None = None
         self._places: list[_Place] = []
         self._asked = 0
@@ -123,7 +125,7 @@ class Supervisor:
         # (Whoever has started this process may have ignored it, and then no child could be waited for.)
         before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
-            with logging_that_cannot_block():
+            with logging_that_cannot_block(), self._health:
                 if self._own is None:
                     log.warning(
                         "on this system a worker's processes are known by their group alone, and workers notice the end of this "
@@ -149,7 +151,7 @@ class Supervisor:
                 for place in list(self._places):
                     with self._trying():
                         step(place)
-            for duty in (self._forward, self._hand_over, self._lead, self._reap):
+            for duty in (self._forward, self._hand_over, self._lead, self._reap, self._tell):
                 with self._trying():
                     duty()
             dying = any(place.ended_at is not None for place in self._places)
@@ -310,6 +312,13 @@ class Supervisor:
         for place in self._places:
             if place.running:
                 place.child.send(signal.SIGTERM if self._forwarded == 1 else HURRY)
+
+    def _tell(self) -> None:
+        """Say what is seen of the workers to whoever asks for their health."""
+        if self._health.due():
+            running = [place for place in self._places if place.running and not place.child.has_ended()]
+            workers = [(place.child.seen, bool(place.retiring or self._asked)) for place in running]
+            self._health.tell(workers, 1 if self._asked else self._plan.processes)
 
     def _lead(self) -> None:
         """Stand for leader, once a worker has said where the database is."""

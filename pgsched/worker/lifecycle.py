@@ -8,7 +8,6 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -64,12 +63,20 @@ class Worker:
         self._hurry = asyncio.Event()
         self._stopped = asyncio.Event()
         self._closed = asyncio.Event()
-        self._opened = False
+        self.opened = asyncio.Event()
+        """Set once it has attached and its lifespan has opened."""
+        self.id: int | None = None
+        """Its number in the view workers, once it has attached."""
         self._lease = Lease(self.settings.lease, now())
         self._rescued: WorkerRescued | None = None
         self._failed = False
         self._exchanges: list[Exchange] = []
         self._executor: Executor
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it takes jobs and its lease is good. May be asked from any thread."""
+        return self.opened.is_set() and not self._draining.is_set() and self._lease.order(now()) is Order.WORK
 
     def stop(self) -> None:
         """Take no more jobs and let the running ones end; a second call cancels them at once."""
@@ -98,6 +105,7 @@ class Worker:
         if attached is None:
             return ExitCode.OK
         lease, self._lease = attached
+        self.id = identity.id
         log.info(
             'worker %s ("%s") serves %s with %s slots',
             identity.id,
@@ -129,11 +137,13 @@ class Worker:
     async def _until_it_ends(self, body: asyncio.Task[None]) -> None:
         """Wait for the work to end. A lifespan that still opens when the worker is to stop, or does not close, is cancelled."""
         await self._first(body, self._draining)
-        if self._opened:
+        if self.opened.is_set():
             await self._first(body, self._closed)
             await asyncio.wait([body], timeout=_CANCEL_GRACE)
         if not body.done():
-            log.warning("the lifespan %s: it is cancelled", "does not close" if self._opened else "was still opening")
+            log.warning(
+                "the lifespan %s: it is cancelled", "does not close" if self.opened.is_set() else "was still opening"
+            )
             body.cancel()
             await asyncio.wait([body], timeout=_CANCEL_GRACE)
         if body.done() and not body.cancelled():
@@ -147,8 +157,8 @@ class Worker:
             waiting.cancel()
 
     async def _work_in_lifespan(self, identity: Identity) -> None:
-        async with self._state() as state:
-            self._opened = True
+        async with self.app.make_state() as state:
+            self.opened.set()
             ticking = asyncio.create_task(self._tick())
             try:
                 await self._work(identity, state)
@@ -389,11 +399,3 @@ class Worker:
         self.ledger.accepting = False
         for job in list(self.ledger.claims.values()):
             self._ask_to_stop(job, "its worker's lease expired")
-
-    @contextlib.asynccontextmanager
-    async def _state(self) -> AsyncIterator[Any]:
-        if self.app.make_state is None:
-            yield None
-            return
-        async with self.app.make_state() as state:
-            yield state

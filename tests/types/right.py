@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 import pgsched
+from pgsched.worker import EmbeddedWorker
 
 
 class Receipt(BaseModel):
@@ -129,4 +130,13 @@ assert_type(send.name, str)
 assert_type(send.is_async, bool)
 assert_type(pgsched.current_job().fence, int)
 assert_type(app.run_worker(concurrency=1), int)
+
+
+async def beside() -> None:
+    async with app.worker(concurrency=1) as worker:
+        assert_type(worker, EmbeddedWorker)
+        assert_type((worker.healthy, worker.id, worker.running), tuple[bool, int | None, int])
+        worker.stop()
+
+
 asyncio.run(call())
