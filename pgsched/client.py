@@ -18,6 +18,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 from pgsched import dsn as dsns
 from pgsched.calls import Call, Calls
 from pgsched.errors import ProtocolMismatch
+from pgsched.results import Results
 from pgsched.run import arun, refuse_in_loop, run
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Client:
         self._lock = threading.Lock()
         self._embedded: EmbeddedPostgres | None = None
         self._pool: ConnectionPool | None = None
+        self.results = Results(self)
         self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncConnectionPool] = WeakKeyDictionary()
 
     @property
@@ -93,7 +95,8 @@ class Client:
             raise dsns.unreachable(self.dsn, error) from error
 
     def close(self) -> None:
-        """Close the synchronous pool, and the embedded server if this client started it."""
+        """Close the synchronous pool, what waits for results, and the embedded server if this client started it."""
+        self.results.close()
         with self._lock:
             if self._pool is not None:
                 self._pool.close()

@@ -172,6 +172,10 @@ class Exchange:
             if count := await self._session.call(self._calls.reconcile(self._identity.id, ended, known)):
                 log.warning("%s jobs went back: the answer to their claim was lost with its session", count)
 
+    async def report_progress(self, progress: str) -> None:
+        """Say how far jobs are. Raises one of BROKEN when the session is gone."""
+        await self._session.call(self._calls.report_progress(self._identity.id, progress))
+
     async def close(self) -> None:
         """Close the session."""
         await self._session.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -13,10 +14,11 @@ from datetime import timedelta
 from typing import Any
 
 from pgsched.context import JobContext, _current
-from pgsched.errors import ArgumentsError
+from pgsched.errors import ArgumentsError, ResultError
 from pgsched.supervisor.board import Board
 from pgsched.task import AnyTask
 from pgsched.worker import outcome
+from pgsched.worker.progress import Progress
 
 log = logging.getLogger("pgsched.worker")
 
@@ -51,12 +53,14 @@ class Executor:
         ended: Callable[[Claimed, str], None],
         state: Any = None,
         board: Board | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pgsched-job")
         self._middlewares = middlewares
         self._ended = ended
         self._state = state
         self._board = board
+        self._progress = progress or Progress()
 
     def start(self, job: Claimed) -> None:
         """Begin the handler; it ends with a call of `ended`, whatever happens."""
@@ -92,6 +96,7 @@ class Executor:
         except ArgumentsError as error:
             return outcome.raised(job.job_id, job.claim_id, error, None, final=True)
         context = JobContext(job.job_id, task.name, job.attempt, job.claim_id, job.lost_attempts, self._state, job.stop)
+        context._report = functools.partial(self._progress.report, job.job_id, job.claim_id)
         _current.set(context)
         try:
             if job.timeout is not None and task.is_async:
@@ -106,10 +111,9 @@ class Executor:
             # (sys.exit() in a handler ends the attempt, not the worker.)
             return outcome.raised(job.job_id, job.claim_id, error, task.retry)
         try:
-            return outcome.succeeded(job.job_id, job.claim_id, result)
-        except (TypeError, ValueError) as error:
-            reason = f"the handler returned a {type(result).__name__} that is no JSON: {error}"
-            return outcome.failed(job.job_id, job.claim_id, reason)
+            return outcome.succeeded(job.job_id, job.claim_id, task.returned, result)
+        except ResultError as error:
+            return outcome.failed(job.job_id, job.claim_id, str(error))
 
     async def _call(self, job: Claimed, context: JobContext, args: list[Any], kwargs: dict[str, Any]) -> Any:
         if not self._middlewares:

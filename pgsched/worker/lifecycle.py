@@ -21,6 +21,7 @@ from pgsched.run import arun
 from pgsched.session import BROKEN, TRY_AGAIN, Identity, describe, persist
 from pgsched.worker.exchange import Exchange, Ledger
 from pgsched.worker.executor import Claimed, Executor
+from pgsched.worker.progress import Progress
 from pgsched.worker.settings import Settings
 from pgsched.worker.watchdog import Watchdog
 
@@ -52,6 +53,7 @@ class Worker:
             raise UsageError(f'App "{app.name}" has no tasks: a worker has nothing to run (is its module imported?)')
         for task in app.tasks.values():
             task.arguments.prepare()
+            task.returned.prepare()
         self.queues = self.settings.queues or sorted({task.queue for task in app.tasks.values()})
         self.ledger = Ledger(self.settings.concurrency, self.queues)
         self._draining = asyncio.Event()
@@ -158,7 +160,9 @@ class Worker:
 
     async def _work(self, identity: Identity, state: Any) -> None:
         """Take jobs and run them until `stop()`; then drain, and close what was opened."""
-        executor = Executor(self.settings.concurrency, list(self.app.middlewares), self.ledger.end, state, self._board)
+        progress = Progress()
+        middlewares = list(self.app.middlewares)
+        executor = Executor(self.settings.concurrency, middlewares, self.ledger.end, state, self._board, progress)
         self.ledger.start = executor.start
         share = -(-self.settings.concurrency // self.settings.sessions)
         self._exchanges = [
@@ -166,7 +170,7 @@ class Worker:
             for _ in range(self.settings.sessions)
         ]
         loops = [asyncio.create_task(self._guard(e.run(self._stopped))) for e in self._exchanges]
-        others = [self._listen(identity), self._reconcile()]
+        others = [self._listen(identity), self._reconcile(), progress.send(self._exchanges)]
         if self.settings.lead:
             others.append(Leader(identity.dsn, self.app.client.schema, identity.info["name"]).run(self._draining))
         side = [asyncio.create_task(self._guard(other)) for other in others]
