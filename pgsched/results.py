@@ -38,6 +38,7 @@ Wait: TypeAlias = "Future[Ended]"
 _POLL_S = 1.0
 _LINGER_S = 5.0
 """How long the connection stays when nobody waits any more."""
+_CLOSING_S = 2.0
 _MOST_IDS = 1000
 _CONNECTION: dict[str, Any] = {
     "autocommit": True,
@@ -69,7 +70,7 @@ class Results:
         self._waits: dict[int, list[Wait]] = {}
         self._unasked: set[int] = set()
         self._thread: threading.Thread | None = None
-        self._closing = False
+        self._closing = threading.Event()
 
     def ended(self, job_id: int, timeout: timedelta | None) -> Ended:
         """Block until the job has ended, or is found missing. Raises `TimeoutError`, and whatever keeps it from being known."""
@@ -97,18 +98,18 @@ class Results:
     def close(self) -> None:
         """Close the connection; whoever still waits gets a `UsageError`."""
         with self._lock:
-            thread, self._closing = self._thread, True
+            thread = self._thread
+            self._closing.set()
             self._signal()
         if thread is not None:
-            thread.join()
+            thread.join(_CLOSING_S)  # (one that is just connecting ends by itself, since nobody waits)
         self._fail(UsageError("the App was closed while a result was waited for"))
-        with self._lock:
-            self._closing = False
+        self._closing.clear()
 
     def _add(self, job_id: int) -> Wait:
         wait: Wait = Future()
         with self._lock:
-            if self._closing:
+            if self._closing.is_set():
                 raise UsageError("the App is being closed: nobody can wait for a result any more")
             self._waits.setdefault(job_id, []).append(wait)
             self._unasked.add(job_id)
@@ -150,7 +151,7 @@ class Results:
             self._connect_and_serve(woken)
         except BaseException as error:
             with self._lock:
-                self._thread = None
+                self._end()
             self._fail(error)
             raise
         finally:
@@ -171,7 +172,7 @@ class Results:
                 log.warning("waiting for results: %s; trying again", primary(error))
                 if time.monotonic() - since > _LINGER_S:
                     waits = backoff(0.05, 5.0)
-                time.sleep(next(waits))
+                self._closing.wait(next(waits))
             except Exception as error:  # the schema, the rights: no later try would be better
                 self._fail(error)
 
@@ -214,14 +215,19 @@ class Results:
                         wait.set_result(ended)
 
     def _is_over(self, quiet_s: float) -> bool:
-        """Whether this thread has to end: then nobody counts on it any more."""
+        """Whether this thread has to end."""
         with self._lock:
-            over = self._closing or (not self._waits and quiet_s >= _LINGER_S)
-            if over and self._wake is not None:
-                self._thread = None
-                self._wake.close()
-                self._wake = None
+            over = self._closing.is_set() or (not self._waits and quiet_s >= _LINGER_S)
+            if over:
+                self._end()
             return over
+
+    def _end(self) -> None:
+        """From now on nobody counts on this thread; the lock is held."""
+        self._thread = None
+        if self._wake is not None:
+            self._wake.close()
+            self._wake = None
 
 
 _ALL: weakref.WeakSet[Results] = weakref.WeakSet()

@@ -48,19 +48,24 @@ class Returned:
         _ = self._adapter
 
     def dump(self, value: Any) -> str:
-        """What the handler returned as JSON. Raises `ResultError` where `load` would not make an equal value of it."""
+        """What the handler returned, as the annotation takes it, in JSON. Raises `ResultError` where `load` would make something
+        else of it."""
         if value is None:
             return "null"
         try:
-            text = self._adapter.dump_json(value, warnings="error")
+            valid = self._adapter.validate_python(value)
+        except ValidationError as error:
+            raise self._refused(value, f"it does not fit the annotation ({_first(error)})") from error
+        try:
+            text = self._adapter.dump_json(valid)
         except (PydanticSerializationError, UnicodeEncodeError, ValueError) as error:
-            raise self._refused(value, f"JSON cannot hold it as annotated ({error})") from error
+            raise self._refused(value, f"JSON cannot hold it ({error})") from error
         if len(text) > _MOST_BYTES:
             raise self._refused(value, f"its JSON takes {len(text)} bytes, and at most {_MOST_BYTES} can be sent")
         if b"\\u0000" in text and has_nul(json.loads(text)):
             raise self._refused(value, "it has a NUL character, which Postgres cannot store")
         try:
-            same = bool(self._adapter.validate_json(text) == value)
+            same = bool(self._adapter.validate_json(text) == valid)
         except Exception:  # (also what a foreign type's comparison raises)
             same = False
         if not same:
@@ -74,9 +79,8 @@ class Returned:
         try:
             return self._adapter.validate_json(text)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
             raise ResultError(
-                f'task "{self._task}": its stored result {short(text)} does not fit the annotation ({first["msg"]}): has '
+                f'task "{self._task}": its stored result {short(text)} does not fit the annotation ({_first(error)}): has '
                 "the code changed since? Job.info() has it as it is stored"
             ) from error
 
@@ -85,3 +89,9 @@ class Returned:
             f'task "{self._task}" returned the {type(value).__name__} {short(value)}: {why}; annotate a return type that says '
             "how to read it back, or return another value"
         )
+
+
+def _first(error: ValidationError) -> str:
+    """Where the first value is that does not fit, and why."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return ".".join(str(part) for part in first["loc"]) + (": " if first["loc"] else "") + first["msg"]

@@ -91,6 +91,11 @@ async def lies() -> int:
 
 
 @app.task
+async def nearly() -> list[float]:
+    return (1, 2)  # type: ignore[return-value]
+
+
+@app.task
 async def large(size: int) -> str:
     return "x" * size
 
@@ -135,6 +140,7 @@ def test_a_result_comes_back_as_what_the_annotation_says(waits: pgsched.App, dsn
         assert numbers.enqueue().result(LONG) == {1, 2}
         assert plain.enqueue({"a": [1, None, "ü"]}).result(LONG) == {"a": [1, None, "ü"]}
         assert nothing.enqueue().result(LONG) is None
+        assert nearly.enqueue().result(LONG) == [1.0, 2.0], "taken as the annotation says"
         many: list[pgsched.Job[Any]] = waits.enqueue_many([points.bind(1), numbers.bind(), nothing.bind()])
         assert [job.result(LONG) for job in many] == [[Point(0, 0)], {1, 2}, None]
         again = pgsched.Job(many[0].id, waits.client)
