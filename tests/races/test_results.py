@@ -87,7 +87,7 @@ def test_a_job_that_ends_as_somebody_begins_to_wait_is_found_by_the_poll(worker:
 def test_who_begins_to_wait_in_an_open_transaction_stops_neither_another_nor_the_end(worker: Steps, dsn: str, connection: Any, listening: Any) -> None:
     [job_id] = enqueue(connection)
     claims = worker.claim()
-    with psycopg.connect(dsn) as slow, psycopg.connect(dsn, autocommit=True) as quick:
+    with psycopg.connect(dsn, autocommit=True) as quick, psycopg.connect(dsn) as slow:
         slow.execute(RESULTS, [[job_id]])
         assert Blocked(quick, RESULTS, [[job_id]]).result() == []
         assert worker.finish(*claims) == ["accepted"]
