@@ -8,6 +8,7 @@ from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
+from pgsched.calls import Call
 from pgsched.client import Client
 from pgsched.context import JobContext
 from pgsched.errors import TaskError, UsageError
@@ -150,31 +151,28 @@ class App:
         In the transaction of `connection` if one is given, else in one of its own. Raises as `Task.enqueue`.
         """
         if connection is not None:
-            return self._jobs([run(connection, self.client.calls.enqueue_many(c, notify)) for c in _chunks(jobs)])
-        texts = list(_chunks(jobs))
-        if len(texts) <= 1:
-            return self._jobs(
-                [
-                    self.client.run(self.client.calls.enqueue_many(c, notify), "enqueue_many", "aenqueue_many")
-                    for c in texts
-                ]
-            )
-        with self.client.transaction("enqueue_many", "aenqueue_many") as own:
-            return self._jobs([run(own, self.client.calls.enqueue_many(c, notify)) for c in texts])
+            return [job for c in _chunks(jobs) for job in self._jobs(c, run(connection, self._many(c, notify)))]
+        chunks = list(_chunks(jobs))
+        if len(chunks) <= 1:
+            own = [self.client.run(self._many(c, notify), "enqueue_many", "aenqueue_many") for c in chunks]
+        else:
+            with self.client.transaction("enqueue_many", "aenqueue_many") as connection:
+                own = [run(connection, self._many(c, notify)) for c in chunks]
+        return [job for c, ids in zip(chunks, own, strict=True) for job in self._jobs(c, ids)]
 
     async def aenqueue_many(
         self, jobs: Iterable[BoundTask[Any]], *, connection: AsyncConnection | None = None, notify: bool = True
     ) -> list[Job[Any]]:
         """`enqueue_many` in an event loop."""
         if connection is not None:
-            return self._jobs(
-                [await arun(connection, self.client.calls.enqueue_many(c, notify)) for c in _chunks(jobs)]
-            )
-        texts = list(_chunks(jobs))
-        if len(texts) <= 1:
-            return self._jobs([await self.client.arun(self.client.calls.enqueue_many(c, notify)) for c in texts])
-        async with self.client.atransaction() as own:
-            return self._jobs([await arun(own, self.client.calls.enqueue_many(c, notify)) for c in texts])
+            return [job for c in _chunks(jobs) for job in self._jobs(c, await arun(connection, self._many(c, notify)))]
+        chunks = list(_chunks(jobs))
+        if len(chunks) <= 1:
+            own = [await self.client.arun(self._many(c, notify)) for c in chunks]
+        else:
+            async with self.client.atransaction() as connection:
+                own = [await arun(connection, self._many(c, notify)) for c in chunks]
+        return [job for c, ids in zip(chunks, own, strict=True) for job in self._jobs(c, ids)]
 
     def run_worker(self, **options: Any) -> int:
         """Run a worker as the main program of this process until it is told to stop (SIGTERM, SIGINT); its exit code.
@@ -214,23 +212,26 @@ class App:
         """Close what the App has opened in this event loop, and the rest."""
         await self.client.aclose()
 
-    def _jobs(self, ids: list[list[int]]) -> list[Job[Any]]:
-        return [Job(job_id, self.client) for chunk in ids for job_id in chunk]
+    def _many(self, chunk: list[BoundTask[Any]], notify: bool) -> Call[list[int]]:
+        return self.client.calls.enqueue_many(f"[{','.join(job.text for job in chunk)}]", notify)
+
+    def _jobs(self, chunk: list[BoundTask[Any]], ids: list[int]) -> list[Job[Any]]:
+        return [Job(job_id, self.client, job.returned) for job, job_id in zip(chunk, ids, strict=True)]
 
 
-def _chunks(jobs: Iterable[BoundTask[Any]]) -> Iterator[str]:
-    """JSON arrays of at most about 32 MB each: a jsonb array ends at 256 MB."""
+def _chunks(jobs: Iterable[BoundTask[Any]]) -> Iterator[list[BoundTask[Any]]]:
+    """Jobs of at most about 32 MB each time: a jsonb array ends at 256 MB."""
     source = iter(jobs)
-    texts: list[str] = []
+    chunk: list[BoundTask[Any]] = []
     size = 0
-    while batch := [job.text for job in islice(source, 1000)]:
-        texts += batch
-        size += sum(map(len, batch))
+    while batch := list(islice(source, 1000)):
+        chunk += batch
+        size += sum(len(job.text) for job in batch)
         if size > _CHUNK_BYTES:
-            yield f"[{','.join(texts)}]"
-            texts, size = [], 0
-    if texts:
-        yield f"[{','.join(texts)}]"
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _where(task: AnyTask) -> str:

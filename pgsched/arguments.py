@@ -130,7 +130,7 @@ class Arguments:
             elif item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
                 problems.append(f"{where} is no parameter (they are: {', '.join(self._parameters) or 'none'})")
             else:
-                value = "a secret" if name in self.secret else _short(item["input"])
+                value = "a secret" if name in self.secret else short(item["input"])
                 problems.append(f"{where} is {value}: {item['msg'][:1].lower()}{item['msg'][1:]}")
         return f'task "{self.task}": ' + "; ".join(problems)
 
@@ -138,12 +138,12 @@ class Arguments:
         """Raise for the first argument that does not come back from JSON as it went in."""
         for name, value in values.items():
             adapter: TypeAdapter[Any] = TypeAdapter(_reveal(self._types[name])[0])
-            shown = "a secret" if name in self.secret else _short(value)
+            shown = "a secret" if name in self.secret else short(value)
             try:
                 text = adapter.dump_json(value)
             except (PydanticSerializationError, UnicodeEncodeError) as error:
                 raise ArgumentsError(f'task "{self.task}": {name} is {shown}: JSON cannot hold it ({error})') from error
-            if _has_nul(json.loads(text)):
+            if has_nul(json.loads(text)):
                 raise ArgumentsError(
                     f'task "{self.task}": {name} is {shown}: it has a NUL character, which Postgres cannot store'
                 )
@@ -153,7 +153,7 @@ class Arguments:
                 back = _DIFFERENT
             if back is _DIFFERENT or back != value:
                 raise ArgumentsError(
-                    f'task "{self.task}": {name} is {shown}: JSON would make {_short(text.decode())} of it, which is not '
+                    f'task "{self.task}": {name} is {shown}: JSON would make {short(text.decode())} of it, which is not '
                     "the same; give the parameter a type that says how to read it back, or pass another value"
                 )
 
@@ -179,14 +179,16 @@ def _reveal(hint: Any) -> tuple[Any, bool]:
     return functools.reduce(operator.or_, new) if origin in (Union, types.UnionType) else origin[new], True
 
 
-def _has_nul(value: Any) -> bool:
+def has_nul(value: Any) -> bool:
+    """Whether a text in this JSON value has a character that Postgres cannot store."""
     if isinstance(value, str):
         return "\0" in value
     if isinstance(value, dict):
-        return any(_has_nul(k) or _has_nul(v) for k, v in value.items())
-    return isinstance(value, list) and any(map(_has_nul, value))
+        return any(has_nul(k) or has_nul(v) for k, v in value.items())
+    return isinstance(value, list) and any(map(has_nul, value))
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value for an error message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}... ({len(text)} characters)"

@@ -61,6 +61,18 @@ class Calls:
         named = ", ".join(f'"{name}" => %({name})s' + (f"::{casts[name]}" if name in casts else "") for name in given)
         return self._call(f"select @enqueue({named})", _scalar, **given)
 
+    def ended_channel(self) -> Call[str]:
+        """The channel on which the ends of jobs are told to those who wait."""
+        return self._call("select @ended_channel()", _scalar)
+
+    def results(self, job_ids: Sequence[int]) -> Call[list[Ended]]:
+        """How these jobs ended: one for each that has, or that is not there."""
+        return self._call(
+            "select job_id, state, result::text, reason, error_type, error, traceback from @results(%(ids)s::bigint[])",
+            lambda rows: [Ended(*row) for row in rows],
+            ids=list(job_ids),
+        )
+
     # People
 
     def job(self, job_id: int) -> Call[dict[str, Any] | None]:
@@ -271,9 +283,28 @@ class Calls:
         """The channel on which workers hear that a job of theirs was told to stop."""
         return self._call("select @stop_channel()", _scalar)
 
+    def report_progress(self, worker_id: int, progress: str) -> Call[int]:
+        """Say how far jobs of this worker are; how many it still runs of them."""
+        return self._call(
+            "select @report_progress(%(id)s, %(progress)s::jsonb)", _scalar, id=worker_id, progress=progress
+        )
+
     def stage(self, n: int = 1000) -> Call[dict[str, Any]]:
         """Move what is due: {"staged", "expired", "next_at"} or {"busy"}."""
         return self._call("select @stage(%(n)s::integer)", _scalar, n=n)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a job ended; `state` is None where there is no such job. `result` is JSON."""
+
+    job_id: int
+    state: str | None
+    result: str | None
+    reason: str | None
+    error_type: str | None
+    error: str | None
+    traceback: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +318,8 @@ class JobInfo:
     attempt: int
     max_attempts: int
     reason: str | None
+    progress: float | None
+    progress_message: str | None
     result: Any
     run_at: datetime | None
     started_at: datetime | None
@@ -300,7 +333,18 @@ def job_info(row: Mapping[str, Any]) -> JobInfo:
         name: datetime.fromisoformat(row[name]) if row[name] else None
         for name in ("run_at", "started_at", "finished_at", "created_at")
     }
-    names = ("id", "task", "queue", "state", "attempt", "max_attempts", "reason", "result")
+    names = (
+        "id",
+        "task",
+        "queue",
+        "state",
+        "attempt",
+        "max_attempts",
+        "reason",
+        "progress",
+        "progress_message",
+        "result",
+    )
     return JobInfo(**{name: row[name] for name in names}, **times)  # type: ignore[arg-type]
 
 

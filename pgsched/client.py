@@ -19,6 +19,7 @@ from pgsched import dsn as dsns
 from pgsched.calls import Call, Calls
 from pgsched.errors import ProtocolMismatch
 from pgsched.pooler import aspare, spare
+from pgsched.results import Results
 from pgsched.run import arun, refuse_in_loop, run
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Client:
         self._lock = threading.Lock()
         self._embedded: EmbeddedPostgres | None = None
         self._pool: ConnectionPool | None = None
+        self.results = Results(self)
         self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncConnectionPool] = WeakKeyDictionary()
         self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[AsyncConnectionPool]] = {}
 
@@ -95,7 +97,8 @@ class Client:
             raise dsns.unreachable(self.dsn, error) from error
 
     def close(self) -> None:
-        """Close the synchronous pool, and the embedded server if this client started it."""
+        """Close the synchronous pool, what waits for results, and the embedded server if this client started it."""
+        self.results.close()
         with self._lock:
             if self._pool is not None:
                 self._pool.close()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pgsched.errors import JobStopped, UsageError
@@ -38,6 +40,13 @@ class Transaction(Protocol):
         """SQLAlchemy's connection and session in the same transaction, or a coroutine that answers them in an event loop."""
 
 
+_MOST_CHARS = 1000
+
+
+def _to_nobody(fraction: float | None, message: str | None) -> None:
+    """A handler that runs without a worker reports into the void."""
+
+
 @dataclass(slots=True)
 class JobContext:
     """The job that runs here."""
@@ -56,6 +65,7 @@ class JobContext:
     """What the app's lifespan has yielded; None in a process of its own."""
     _stop: list[tuple[Stop, str]] = field(default_factory=list, repr=False)
     _transaction: Transaction | None = field(default=None, repr=False)
+    _report: Callable[[float | None, str | None], None] = field(default=_to_nobody, repr=False)
 
     @property
     def stopping(self) -> bool:
@@ -64,6 +74,20 @@ class JobContext:
         A thread, which nobody can stop, looks here now and then and calls `raise_if_stopping()`.
         """
         return bool(self._stop)
+
+    def progress(self, fraction: float | None = None, message: str | None = None) -> None:
+        """Say how far this job is: `fraction` 0 to 1, a `message` of which the first 1,000 characters are kept, or both.
+
+        It replaces what was said before. Cheap, and never waits: the worker sends what is new about once a second, so what was
+        said in between, or just before the end, may never be seen. Raises `UsageError` for a fraction out of range, or nothing.
+        """
+        if fraction is None and message is None:
+            raise UsageError("progress() says nothing: give it a fraction from 0 to 1, a message, or both")
+        if fraction is not None and not (isinstance(fraction, Real) and 0 <= fraction <= 1):
+            raise UsageError(f"progress({fraction!r}): the fraction of the work that is done is a number from 0 to 1")
+        if message is not None and not isinstance(message, str):
+            raise UsageError(f"progress(): its message is a {type(message).__name__}, not a text")
+        self._report(fraction, message[:_MOST_CHARS] if message else message)
 
     def raise_if_stopping(self) -> None:
         """Raise `JobStopped` when the handler is to end. (One that returns instead is believed: its work is done.)"""

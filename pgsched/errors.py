@@ -45,6 +45,48 @@ class ArgumentsError(PgschedError):
     """Arguments that do not fit the task's signature, or that JSON cannot hold."""
 
 
+class ResultError(PgschedError):
+    """What a handler returned cannot be stored, or what was stored does not fit the task's return annotation."""
+
+
+class JobUnsuccessful(PgschedError):
+    """A job that was waited for has ended without a success: `state`, `reason`, and of its last attempt, where there was one,
+    `error_type`, `error` and `traceback`, as texts."""
+
+    def __init__(
+        self,
+        job_id: int,
+        state: str,
+        reason: str | None,
+        error_type: str | None = None,
+        error: str | None = None,
+        traceback: str | None = None,
+    ) -> None:
+        super().__init__(f"job {job_id} has ended as {state}: {reason}")
+        self.job_id = job_id
+        self.state = state
+        self.reason = reason
+        self.error_type = error_type
+        self.error = error
+        self.traceback = traceback
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Made anew from its fields where it is unpickled (an exception's own way knows the message alone)."""
+        return type(self), (self.job_id, self.state, self.reason, self.error_type, self.error, self.traceback)
+
+
+class JobFailed(JobUnsuccessful):
+    """Its last attempt failed."""
+
+
+class JobCancelled(JobUnsuccessful):
+    """It was cancelled."""
+
+
+class JobSkipped(JobUnsuccessful):
+    """It never began: it expired."""
+
+
 class DatabaseError(PgschedError):
     """An error that one of pgsched's SQL functions raised; `sqlstate` is its code."""
 
@@ -135,6 +177,12 @@ class ClaimCancelled(DatabaseError):
     sqlstate = "PGS14"
 
 
+class ResultTooLarge(DatabaseError):
+    """The result of a transactional job exceeds the setting max_result_bytes: nothing of the job is kept."""
+
+    sqlstate = "PGS15"
+
+
 class ProcessDied(PgschedError):
     """The process of its own in which a handler ran has ended under it: a crash, `os._exit`, or the kernel for want of memory."""
 
@@ -173,6 +221,7 @@ BY_SQLSTATE: dict[str, type[DatabaseError]] = {
         TransactionEnded,
         StaleClaim,
         ClaimCancelled,
+        ResultTooLarge,
     )
 }
 

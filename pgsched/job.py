@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+import json
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from pgsched.calls import JobInfo, job_info
-from pgsched.errors import UsageError
+from pgsched.calls import Ended, JobInfo, job_info
+from pgsched.errors import JobCancelled, JobFailed, JobSkipped, UsageError
+from pgsched.returned import Returned
+from pgsched.run import refuse_in_loop
 
 if TYPE_CHECKING:
     from pgsched.client import Client
 
 R_co = TypeVar("R_co", covariant=True)
+
+_UNSUCCESSFUL = {"failed": JobFailed, "cancelled": JobCancelled, "skipped": JobSkipped}
 
 
 @dataclass(frozen=True)
@@ -20,14 +26,15 @@ class Job(Generic[R_co]):
 
     id: int
     _client: Client
+    _returned: Returned | None = field(default=None, compare=False, repr=False)
 
     def info(self) -> JobInfo:
         """Where the job stands now. Raises `UsageError` when it was pruned (or its transaction has not committed)."""
-        return self._found(self._client.run(self._client.calls.job(self.id), "info", "ainfo"))
+        return self._info(self._client.run(self._client.calls.job(self.id), "info", "ainfo"))
 
     async def ainfo(self) -> JobInfo:
         """`info` in an event loop."""
-        return self._found(await self._client.arun(self._client.calls.job(self.id)))
+        return self._info(await self._client.arun(self._client.calls.job(self.id)))
 
     def cancel(self, reason: str | None = None, *, dry_run: bool = False) -> dict[int, str]:
         """Cancel the job: which jobs this changes, and what each was ("ready", "running", ...); empty where it had ended.
@@ -42,12 +49,46 @@ class Job(Generic[R_co]):
         """`cancel` in an event loop."""
         return await self._client.arun(self._client.calls.cancel([self.id], reason, dry_run))
 
-    def _found(self, row: dict[str, object] | None) -> JobInfo:
+    def result(self, timeout: timedelta | None = None) -> R_co:
+        """Wait until the job has ended; what its handler returned, of the type that its annotation says.
+
+        timeout   how long to wait at most, then `TimeoutError`: the job goes on. None: as long as it takes
+
+        Raises `JobFailed`, `JobCancelled` or `JobSkipped` (all of them `JobUnsuccessful`) when it ended so; `UsageError` when it
+        is not there: pruned, or made in a transaction that has not committed, which is never waited for, since it might be the
+        caller's own; `ResultError` when what was stored does not fit the annotation. A connection that is lost while it waits is
+        made again; `ConnectError` where the database does not answer at first.
+        """
+        refuse_in_loop("result", "aresult")
+        return self._outcome(self._client.results.ended(self.id, timeout))
+
+    async def aresult(self, timeout: timedelta | None = None) -> R_co:  # noqa: ASYNC109 (as its twin)
+        """`result` in an event loop."""
+        return self._outcome(await self._client.results.aended(self.id, timeout))
+
+    def _info(self, row: dict[str, object] | None) -> JobInfo:
         if row is None:
-            raise UsageError(
-                f"there is no job {self.id}: it was pruned, or the transaction that made it has not committed"
-            )
+            raise self._missing()
         return job_info(row)
+
+    def _outcome(self, ended: Ended) -> R_co:
+        if ended.state is None:
+            raise self._missing()
+        if ended.state in _UNSUCCESSFUL:
+            last = ended.error_type, ended.error, ended.traceback
+            raise _UNSUCCESSFUL[ended.state](self.id, ended.state, ended.reason, *last)
+        if self._returned is not None:
+            return cast("R_co", self._returned.load(ended.result))
+        return cast("R_co", _plain(ended.result))
+
+    def _missing(self) -> UsageError:
+        return UsageError(
+            f"there is no job {self.id}: it was pruned, or the transaction that made it has not committed (commit it first)"
+        )
 
     def __repr__(self) -> str:
         return f"Job({self.id})"
+
+
+def _plain(text: str | None) -> Any:
+    return None if text is None else json.loads(text)

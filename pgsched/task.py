@@ -14,6 +14,7 @@ from pgsched.arguments import Arguments
 from pgsched.errors import ArgumentsError, TaskError, UsageError
 from pgsched.job import Job
 from pgsched.retry import Exponential
+from pgsched.returned import Returned
 from pgsched.run import AsyncConnection, Connection, arun, run
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Task(Generic[P, C, R]):
         self.transactional = running.transactional
         self.isolation = running.isolation
         self.arguments = Arguments(name, function, secret)
+        self.returned = Returned(name, function)
         self._defaults = defaults
         self.__doc__ = function.__doc__
         self.__name__ = getattr(function, "__name__", name)
@@ -173,8 +175,8 @@ class Enqueuer(Generic[P, R]):
         client = self._task.app.client
         call = client.calls.enqueue_many(f"[{job.text}]", self._options.notify)
         if self._options.connection is None:
-            return Job(client.run(call, "enqueue", "aenqueue")[0], client)
-        return Job(run(cast("Connection", self._options.connection), call)[0], client)
+            return Job(client.run(call, "enqueue", "aenqueue")[0], client, job.returned)
+        return Job(run(cast("Connection", self._options.connection), call)[0], client, job.returned)
 
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """`enqueue` in an event loop; `connection` is then an asynchronous one."""
@@ -182,8 +184,8 @@ class Enqueuer(Generic[P, R]):
         client = self._task.app.client
         call = client.calls.enqueue_many(f"[{job.text}]", self._options.notify)
         if self._options.connection is None:
-            return Job((await client.arun(call))[0], client)
-        return Job((await arun(cast("AsyncConnection", self._options.connection), call))[0], client)
+            return Job((await client.arun(call))[0], client, job.returned)
+        return Job((await arun(cast("AsyncConnection", self._options.connection), call))[0], client, job.returned)
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> BoundTask[R]:
         """A job to be, for `App.enqueue_many` (which has its own `connection`). Raises `ArgumentsError` at once."""
@@ -203,7 +205,7 @@ class Enqueuer(Generic[P, R]):
             "secret": task.arguments.secret or None,
         }
         head = _json({name: value for name, value in fields.items() if value is not None})
-        return BoundTask(f'{head[:-1]},"args":{task.arguments.dump(args, kwargs)}}}')
+        return BoundTask(f'{head[:-1]},"args":{task.arguments.dump(args, kwargs)}}}', task.returned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +213,7 @@ class BoundTask(Generic[R]):
     """A job to be: a task with its arguments and options, as the JSON object that enqueue_many takes."""
 
     text: str = field(repr=False)  # (it has secrets in the clear)
+    returned: Returned = field(repr=False)
 
 
 class TaskDecorator:

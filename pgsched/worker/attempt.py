@@ -12,7 +12,16 @@ import psycopg
 
 from pgsched.calls import Calls
 from pgsched.context import JobContext, Stop, _current
-from pgsched.errors import ArgumentsError, ClaimCancelled, JobStopped, StaleClaim, TransactionEnded, primary
+from pgsched.errors import (
+    ArgumentsError,
+    ClaimCancelled,
+    JobStopped,
+    ResultError,
+    ResultTooLarge,
+    StaleClaim,
+    TransactionEnded,
+    primary,
+)
 from pgsched.run import arun, run
 from pgsched.task import AnyTask
 from pgsched.worker import outcome
@@ -82,8 +91,7 @@ class Attempt:
                 value = handler()
                 if transaction.made is not None:
                     transaction.made.flush()
-            self._stage = "result"
-            result = outcome.result_text(value)
+            result = None if value is None else self.task.returned.dump(value)
             self._stage = "finish"
             run(connection, calls.finish_transaction(work.job_id, work.claim_id, result))
             self._stage = "commit"
@@ -127,8 +135,7 @@ class Attempt:
                 value = await handler()
                 if transaction.made is not None:
                     await transaction.made.flush()
-            self._stage = "result"
-            result = outcome.result_text(value)
+            result = None if value is None else self.task.returned.dump(value)
             self._stage = "finish"
             await arun(connection, calls.finish_transaction(work.job_id, work.claim_id, result))
             self._stage = "commit"
@@ -151,9 +158,9 @@ class Attempt:
         """The handler has returned."""
         work = self.work
         try:
-            return Ended(outcome.succeeded(work.job_id, work.claim_id, value), value)
-        except (TypeError, ValueError) as error:
-            return self._no_json(value, error)
+            return Ended(outcome.succeeded(work.job_id, work.claim_id, self.task.returned, value), value)
+        except ResultError as error:
+            return Ended(outcome.failed(work.job_id, work.claim_id, str(error)), value, error)
 
     def raised(self, error: BaseException) -> Ended:
         """The handler has raised, or could not even begin."""
@@ -196,20 +203,14 @@ class Attempt:
         if comes_of(error, psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
             text = outcome.raised(work.job_id, work.claim_id, error, self.task.retry, conflict=True)
             return Ended(text, error=error)
-        if stage == "result":
-            return self._no_json(None, error)
+        if isinstance(error, (ResultError, ResultTooLarge)):
+            return Ended(outcome.failed(work.job_id, work.claim_id, str(error)), error=error)
         if stage == "finish" and isinstance(error, psycopg.DataError):
             why = f"its result could not be stored: {primary(error)}"
             return Ended(outcome.failed(work.job_id, work.claim_id, why), error=error)
         if stage == "finish" and isinstance(error, psycopg.errors.InFailedSqlTransaction):
             error.add_note("The handler has caught an error of the database, after which its transaction cannot go on.")
         return self.raised(error)
-
-    def _no_json(self, value: Any, error: BaseException) -> Ended:
-        reason = f"the handler returned what is no JSON: {error}"
-        if value is not None:
-            reason = f"the handler returned a {type(value).__name__} that is no JSON: {error}"
-        return Ended(outcome.failed(self.work.job_id, self.work.claim_id, reason), value, error)
 
 
 class _Transaction:

@@ -14,17 +14,18 @@ import time
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import psycopg
 
-from pgsched.calls import Calls, Rows
+from pgsched.calls import Call, Calls, Rows
 from pgsched.errors import WorkerRescued
 from pgsched.loop import backoff
 from pgsched.session import BROKEN, TRY_AGAIN, Identity, WorkSession, persist
 from pgsched.worker import outcome
 from pgsched.worker.executor import Claimed, lost_attempts
 
+T = TypeVar("T")
 log = logging.getLogger("pgsched.worker")
 
 PRIORITIES = range(10)
@@ -184,6 +185,10 @@ class Exchange:
             if count := await self._session.call(self._calls.reconcile(self._identity.id, ended, known)):
                 log.warning("%s jobs went back: the answer to their claim was lost with its session", count)
 
+    async def ask(self, call: Call[T]) -> T:
+        """Send a call of somebody else's over this session. Raises one of BROKEN when it is gone."""
+        return await self._session.call(call)
+
     async def close(self) -> None:
         """Close the session."""
         await self._session.close()
@@ -318,13 +323,6 @@ class Exchange:
     def _begin_later(self, job: Claimed, waiting: asyncio.Future[str]) -> None:
         self._ledger.beginning.append((job, waiting))
         self._ledger.work.set()
-
-    async def stops(self, timed_out: list[Claimed]) -> Rows:
-        """Which claims were told to stop: (claim, reason, words). `timed_out` are shown as such from now on."""
-        if not self._session.is_open:
-            raise psycopg.OperationalError("the work session is closed")
-        late = json.dumps([{"job_id": job.job_id, "claim_id": job.claim_id} for job in timed_out])
-        return await self._session.call(self._calls.stops(self._identity.id, late))
 
     async def _finish(self, results: list[str], want: str | None) -> Rows:
         return await self._session.call(self._calls.finish(self._identity.id, f"[{','.join(results)}]", want))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import heapq
 import itertools
 import json
@@ -14,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pgsched.context import JobContext, Stop
 from pgsched.errors import JobStopped, ProcessDied, RemoteError
@@ -24,8 +25,14 @@ from pgsched.worker import outcome
 from pgsched.worker.attempt import Attempt, Ended, Work
 from pgsched.worker.processes import ProcessPool
 from pgsched.worker.processes.child import STOPPED
+from pgsched.worker.processes.member import Kind
 from pgsched.worker.processes.pool import Queued
 from pgsched.worker.transaction import JobSessions
+
+if TYPE_CHECKING:
+    from pgsched.app import App
+    from pgsched.session import Identity
+    from pgsched.worker.settings import Settings
 
 log = logging.getLogger("pgsched.worker")
 
@@ -75,8 +82,43 @@ class Means:
     """How long a process may go on after it was told to stop."""
     begin: Callable[[Claimed], Awaitable[str]]
     """Tell the server that a transactional handler begins; the verdict."""
+    report: Callable[[int, int, float | None, str | None], None]
+    """Take what a job says of its progress; called from any thread."""
     last_session: Callable[[], int]
     """The number of the newest work session."""
+
+    @staticmethod
+    def of(
+        app: App,
+        settings: Settings,
+        identity: Identity,
+        state: Any,
+        board: Board | None,
+        begin: Callable[[Claimed], Awaitable[str]],
+        report: Callable[[int, int, float | None, str | None], None],
+    ) -> Means:
+        """What a worker with these settings runs its jobs with."""
+        name = identity.info["name"]
+        sessions = JobSessions(identity.dsn, identity.calls, settings.job_sessions, name)
+        sessions.open()
+        recycle = settings.executor_recycle_jobs, settings.executor_recycle_mb
+        kind = Kind(identity.dsn, identity.calls.schema, name, *recycle)
+        size = settings.executors or os.cpu_count() or 1
+        # (A process whose worker has lost its lease must have ended before others may run its jobs.)
+        grace = min(settings.grace, (settings.lease.kill - settings.lease.client) / 2)
+        return Means(
+            threads=settings.concurrency,
+            middlewares=list(app.middlewares),
+            state=state,
+            board=board,
+            sessions=sessions,
+            make_processes=lambda: ProcessPool(size, kind, board),
+            processes_by_default=settings.executor == "process",
+            grace_s=grace.total_seconds(),
+            begin=begin,
+            report=report,
+            last_session=lambda: identity.last_session,
+        )
 
 
 class Executor:
@@ -102,6 +144,7 @@ class Executor:
         context = JobContext(
             job.job_id, job.task.name, job.attempt, job.claim_id, job.lost_attempts, self._means.state, job.stop
         )
+        context._report = functools.partial(self._means.report, job.job_id, job.claim_id)
         work = Work(job.job_id, job.claim_id, job.attempt, job.args, job.lost_attempts, self._means.last_session())
         attempt = Attempt(job.task, work, context)
         slot = None
@@ -267,7 +310,7 @@ class Executor:
         function = job.task.function
         locator = (job.task.name, function.__module__, function.__qualname__)
         limit = job.timeout.total_seconds() if job.timeout is not None else None
-        job.queued = Queued(attempt.work, locator, ended, limit, lambda: self._late(job))
+        job.queued = Queued(attempt.work, locator, ended, limit, lambda: self._late(job), attempt.context._report)
         self.processes.submit(job.queued)
         if limit is not None:
             self._look_again()

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +22,8 @@ from pgsched.session import BROKEN, TRY_AGAIN, Identity, describe, persist
 from pgsched.worker.exchange import Exchange, Ledger
 from pgsched.worker.executor import Claimed, Executor, Means
 from pgsched.worker.listener import Listener
-from pgsched.worker.processes import ProcessPool
-from pgsched.worker.processes.member import Kind
+from pgsched.worker.progress import Progress
 from pgsched.worker.settings import Settings
-from pgsched.worker.transaction import JobSessions
 from pgsched.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -57,6 +54,7 @@ class Worker:
             raise UsageError(f'App "{app.name}" has no tasks: a worker has nothing to run (is its module imported?)')
         for task in app.tasks.values():
             task.arguments.prepare()
+            task.returned.prepare()
         self.queues = self.settings.queues or sorted({task.queue for task in app.tasks.values()})
         self.ledger = Ledger(self.settings.concurrency, self.queues)
         self._draining = asyncio.Event()
@@ -169,7 +167,11 @@ class Worker:
 
     async def _work(self, identity: Identity, state: Any) -> None:
         """Take jobs and run them until `stop()`; then drain, and close what was opened."""
-        self._executor = executor = Executor(self._means(identity, state), self.ledger.end)
+        progress = Progress()
+        means = Means.of(
+            self.app, self.settings, identity, state, self._board, self.ledger.begin_transactional, progress.report
+        )
+        self._executor = executor = Executor(means, self.ledger.end)
         self.ledger.start = executor.start
         share = -(-self.settings.concurrency // self.settings.sessions)
         self._exchanges = [
@@ -178,7 +180,12 @@ class Worker:
         ]
         loops = [asyncio.create_task(self._guard(e.run(self._stopped))) for e in self._exchanges]
         ears = Listener(identity, self.ledger, executor, self._exchanges, self.settings.poll.total_seconds())
-        others = [ears.listen(self._stopped), ears.hear_stops(), self._reconcile()]
+        others = [
+            ears.listen(self._stopped),
+            ears.hear_stops(),
+            self._reconcile(),
+            progress.send(identity, self._exchanges),
+        ]
         if self.settings.lead:
             others.append(Leader(identity.dsn, self.app.client.schema, identity.info["name"]).run(self._draining))
         side = [asyncio.create_task(self._guard(other)) for other in others]
@@ -201,33 +208,6 @@ class Worker:
             for exchange in self._exchanges:
                 await exchange.close()
             self._closed.set()
-
-    def _means(self, identity: Identity, state: Any) -> Means:
-        settings = self.settings
-        sessions = JobSessions(identity.dsn, identity.calls, settings.job_sessions, identity.info["name"])
-        sessions.open()
-        kind = Kind(
-            identity.dsn,
-            identity.calls.schema,
-            identity.info["name"],
-            settings.executor_recycle_jobs,
-            settings.executor_recycle_mb,
-        )
-        size = settings.executors or os.cpu_count() or 1
-        # A process that lost its lease must have ended before others may run its jobs.
-        grace = min(settings.grace, (settings.lease.kill - settings.lease.client) / 2)
-        return Means(
-            threads=settings.concurrency,
-            middlewares=list(self.app.middlewares),
-            state=state,
-            board=self._board,
-            sessions=sessions,
-            make_processes=lambda: ProcessPool(size, kind, self._board),
-            processes_by_default=settings.executor == "process",
-            grace_s=grace.total_seconds(),
-            begin=self.ledger.begin_transactional,
-            last_session=lambda: identity.last_session,
-        )
 
     def _exit_code(self) -> ExitCode:
         if self._rescued:

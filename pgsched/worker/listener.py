@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
 from typing import Any
 
@@ -66,8 +67,9 @@ class Listener:
             late = self._executor.overdue()
             if not late and not self._ledger.running():
                 continue
+            timed_out = json.dumps([{"job_id": job.job_id, "claim_id": job.claim_id} for job in late])
             try:
-                stops = await next(exchanges).stops(late)
+                stops = await next(exchanges).ask(self._identity.calls.stops(self._identity.id, timed_out))
             except (*BROKEN, *TRY_AGAIN) as error:
                 log.warning("stops: %s", str(error).strip())
                 continue

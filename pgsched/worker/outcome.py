@@ -7,26 +7,18 @@ import traceback
 from datetime import timedelta
 from typing import Any
 
-from pydantic_core import to_jsonable_python
-
 from pgsched.retry import Exponential
+from pgsched.returned import Returned
 
 _TRACEBACK_CHARS = 20_000
 _ERROR_CHARS = 10_000
 
 
-def succeeded(job_id: int, claim_id: int, result: Any) -> str:
-    """The handler has returned `result`. Raises `ValueError` or `TypeError` when it is no JSON."""
+def succeeded(job_id: int, claim_id: int, returned: Returned, result: Any) -> str:
+    """The handler has returned `result`. Raises `ResultError` when it cannot be stored."""
     if result is None:
         return f'{{"job_id":{job_id},"claim_id":{claim_id},"outcome":"succeeded"}}'
-    return f'{{"job_id":{job_id},"claim_id":{claim_id},"outcome":"succeeded","result":{result_text(result)}}}'
-
-
-def result_text(result: Any) -> str | None:
-    """A result as JSON; None for None. Raises as `succeeded`."""
-    if result is None:
-        return None
-    return json.dumps(to_jsonable_python(result, inf_nan_mode="constants"), allow_nan=False)
+    return f'{{"job_id":{job_id},"claim_id":{claim_id},"outcome":"succeeded","result":{returned.dump(result)}}}'
 
 
 def raised(
@@ -85,9 +77,14 @@ def broken(job_id: int, claim_id: int, reason: str, last_session: int) -> str:
     )
 
 
+def storable(text: str) -> str:
+    """What Postgres can store of a text: no NUL, no lone surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+
+
 def _clean(text: str, limit: int) -> str:
-    """What Postgres can store of a text: no NUL, no lone surrogates, its end where it is too long."""
-    text = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    """What can be stored of a text: its end where it is too long."""
+    text = storable(text)
     return text if len(text) <= limit else f"[{len(text) - limit} characters left out] ...{text[-limit:]}"
 
 

@@ -1,7 +1,7 @@
 -- How a claim ends: the one home of that rule. finish(), reconcile() and rescue() all come here.
 --
 -- `ended`: an array of {job_id, claim_id, outcome, ...}; outcome is one of
---   succeeded   {result}
+--   succeeded   {result}   (failed, where the result is larger than the setting max_result_bytes)
 --   failed      {reason?, error_type?, error?, traceback?}   ends the job whatever its retry budget
 --   retry       {error_type?, error?, traceback?, after_s? or first_s?, cap_s?}   failed, where the budget is used up
 --   snooze      {after_s, reason?}   waits, and the attempt is not charged
@@ -34,7 +34,13 @@ declare
 begin
     return query
     with given as materialized (
-        select * from jsonb_to_recordset(ended) g (job_id bigint, claim_id bigint, outcome text, result jsonb, reason text,
+        select *,
+            -- (The setting is read where there is a result, and then once.)
+            case when outcome = 'succeeded' and result is not null and
+                pg_column_size(result) > (select (value #>> '{}')::bigint from setting where name = 'max_result_bytes')
+            then format('its result takes %s bytes, the limit is %s: store it elsewhere and return its name, or raise the setting max_result_bytes',
+                pg_column_size(result), (select value #>> '{}' from setting where name = 'max_result_bytes')) end as excess
+        from jsonb_to_recordset(ended) g (job_id bigint, claim_id bigint, outcome text, result jsonb, reason text,
             error_type text, error text, traceback text, after_s double precision, first_s double precision,
             cap_s double precision, begun boolean, charged boolean, last_session integer)
     ),
@@ -52,6 +58,8 @@ begin
                     case
                         when d.died and r.lost_attempts + 1 >= (select (value #>> '{}')::integer from setting where name = 'max_lost_attempts') then 'failed'
                         else 'give_back' end
+                when g.excess is not null and in_transaction then refuse('PGS15', format('job %s: %s', g.job_id, g.excess))
+                when g.excess is not null then 'failed'
                 when g.outcome in ('succeeded', 'failed', 'snooze', 'cancelled', 'give_back') then g.outcome
                 else refuse('PGS09', format('finish: outcome "%s" of claim %s is not known', g.outcome, g.claim_id),
                     'It is one of succeeded, failed, retry, snooze, cancelled, give_back, conflict, broken.')
@@ -87,7 +95,7 @@ begin
             case fate
                 when 'succeeded' then null
                 when 'cancelled' then coalesce(stop_note, reason, 'cancelled while running')
-                else coalesce(reason, nullif(concat_ws(': ', error_type, nullif(left(error, 500), '')), ''), 'failed')
+                else coalesce(excess, reason, nullif(concat_ws(': ', error_type, nullif(left(error, 500), '')), ''), 'failed')
             end,
             claim_id, attempt, worker_id, started_at, t, case fate when 'succeeded' then result end
         from settled where fate in ('succeeded', 'failed', 'cancelled')
@@ -123,7 +131,7 @@ begin
                 when outcome in ('lost', 'broken') then outcome
                 else case fate when 'retry' then 'retried' when 'snooze' then 'snoozed' when 'give_back' then 'given_back' else fate end
             end,
-            error_type, coalesce(error, reason), traceback, worker_id, started_at, t
+            error_type, coalesce(error, excess, reason), traceback, worker_id, started_at, t
         from settled where fate <> 'succeeded'
         on conflict (job_id, claim_id) do nothing
     )

@@ -97,7 +97,7 @@ comment on function begin_transaction(bigint, bigint) is 'Marks this transaction
 -- power here). Raises where the success does not count, so that everything that the transaction has done is undone.
 -- Locks: the job's running row; waits for whoever holds it (a cancel that has not committed).
 -- Errors: PGS12 this is not the transaction that the handler began in: it has ended that itself; PGS13 the claim is not (or no
--- longer) valid, or not transactional; PGS14 the job was cancelled; 40001 at REPEATABLE READ and above, where somebody has
+-- longer) valid, or not transactional; PGS14 the job was cancelled; PGS15 the result is too large; 40001 at REPEATABLE READ and above, where somebody has
 -- changed the row meanwhile.
 create or replace function finish_transaction(job_id bigint, claim_id bigint, result jsonb default null) returns void
 language plpgsql security definer

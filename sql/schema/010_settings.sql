@@ -12,6 +12,7 @@ comment on column setting.description is 'What it does, its unit and its default
 
 insert into setting (name, value, description) values
     ('max_args_bytes', '1048576', 'Largest size of one job''s arguments in bytes, as stored (jsonb). Default 1048576 (1 MiB).'),
+    ('max_result_bytes', '1048576', 'Largest size of what one job''s handler returned in bytes, as stored (jsonb). Default 1048576 (1 MiB).'),
     ('max_lost_attempts', '3', 'How many workers may die while they run one job before the job ends as failed. Default 3.'),
     ('max_conflicts', '100', 'How often one attempt may be repeated uncharged because its transaction met another''s (40001, 40P01). Default 100.');
 

@@ -31,6 +31,8 @@ SIGNATURES = {
         "tags": "text[]", "metadata": "jsonb", "unique_key": "text", "secret": "text[]", "notify": "boolean",
     },
     "enqueue_many": {"jobs": "jsonb", "notify": "boolean"},
+    "results": {"job_ids": "bigint[]"},
+    "report_progress": {"worker_id": "bigint", "progress": "jsonb"},
     "list_jobs": {"state": "text", "queue": "text", "task": "text", "before_id": "bigint", "limit": "integer"},
     "prune": {"older_than": "interval", "n": "integer"},
     "stage": {"n": "integer"},
@@ -63,7 +65,7 @@ SIGNATURES = {
 LEADING = {"resign", "rescue"}
 
 # What a function's own text may raise beside pgsched's errors, as its comment says.
-DOCUMENTED = {"finish": "22...", "grant_access": "42704", "open_session": "55P03", "reattach": "55P03"}
+DOCUMENTED = {"finish": "22...", "report_progress": "22...", "grant_access": "42704", "open_session": "55P03", "reattach": "55P03"}
 
 
 # ---- A database with jobs in every state, and one session ----------------------------------------------------------
@@ -277,6 +279,14 @@ def pairs(bed: Bed) -> st.SearchStrategy[str]:
     return (st.lists(pair, max_size=4) | anything).map(json.dumps)
 
 
+def reports(bed: Bed) -> st.SearchStrategy[Any]:
+    def report(claim: tuple[int, int]) -> st.SearchStrategy[Any]:
+        said = {"fraction": st.sampled_from([None, 0, 0.5, 1, 7, -1]), "message": st.sampled_from([None, "reading", "x" * 2000])}
+        return mostly({"job_id": claim[0], "claim_id": claim[1]} | said)
+
+    return st.lists(st.sampled_from(bed.claims).flatmap(report), max_size=4) | anything
+
+
 def good(bed: Bed, function: str) -> dict[str, st.SearchStrategy[Any]]:
     """Values that can be taken, for each parameter."""
     one_of: Callable[..., st.SearchStrategy[Any]] = lambda *values: st.sampled_from(values)  # noqa: E731
@@ -291,6 +301,8 @@ def good(bed: Bed, function: str) -> dict[str, st.SearchStrategy[Any]]:
             "notify": st.booleans(),
         },
         "enqueue_many": {"jobs": jobs().map(json.dumps), "notify": st.booleans()},
+        "results": {"job_ids": one_of("{}", "{1,2,3,3,99}", "{NULL,1}")},
+        "report_progress": {"progress": reports(bed).map(json.dumps)},
         "list_jobs": {
             "state": one_of(None, "ready", "scheduled", "running", "failed"), "queue": one_of(None, "mail"),
             "task": one_of(None, "send"), "before_id": one_of(None, "5"), "limit": one_of("1", "10000"),
@@ -402,6 +414,7 @@ FOUND: list[tuple[str, Arguments]] = [
     ("lead", {"info": '{"name": "a", "host": "b", "pid": 1.0}'}),
     ("resign", {"reason": None}),
     ("stage", {"n": "-1"}),
+    ("report_progress", {"progress": '[{"job_id": 4, "claim_id": 17592186044420, "fraction": "NaN"}]'}),
     ("rescue", {"certified": True, "n": "-1"}),
 ]
 

@@ -27,7 +27,7 @@ RUNNING = 5_000
 HISTORIES = ["statistics of empty tables", "plans of small tables", "statistics of full tables"]
 MODES: list[LiteralString] = ["force_custom_plan", "force_generic_plan", "auto"]
 BUDGET = 1_000  # rows that one scan may visit: no call below asks for more than 200 jobs
-TABLES = {"waiting", "ready", "running", "finished", "job", "job_key", "attempt_log"}
+TABLES = {"waiting", "ready", "running", "finished", "job", "job_key", "attempt_log", "waiter", "progress"}
 STATES = ["scheduled", "retrying", "blocked", "parked", "held", "ready", "running", "cancelling"]
 STATES += ["succeeded", "failed", "cancelled", "skipped"]
 
@@ -66,6 +66,9 @@ insert into running (job_id, claim_id, attempt, worker_id, session_no, queue, cl
     select i + 3 * %(rows)s, (2::bigint << 44) + i, 1, case when i %% 5 = 0 then %(worker)s else 1 + i %% 97 end,
         i / 5 %% 3, queue, now(), now()
     from plan where i <= %(running)s;
+insert into waiter (job_id) select i from plan where i <= %(running)s
+    union all select i + 3 * %(rows)s from plan where i <= %(running)s;
+insert into progress (claim_id, job_id, fraction) select claim_id, job_id, 0.1 from running;
 
 -- What a claim meets and cannot hand out: expired, an unknown task, no definition, running already.
 insert into job (id, task, queue)
@@ -104,7 +107,7 @@ SCENARIOS = {
     ),
     "finish": Scenario(
         f"select * from pgsched.finish({{worker}}, {MINE}, '{LANES} \"max_jobs\": 100}}}}')",
-        {"settle": {"running", "job", "job_key"}, "claim": {"ready", "job"}},
+        {"settle": {"running", "job", "job_key"}, "claim": {"ready", "job"}, "tell_waiters": {"waiter"}},
     ),
     "finish of claims that are over": Scenario(
         """select * from pgsched.finish({worker}, (select jsonb_agg(
@@ -116,6 +119,18 @@ SCENARIOS = {
         """select pgsched.reconcile({worker}, '{{1}}', (select array_agg(claim_id) from pgsched.running
             where worker_id = {worker} and job_id % 4 > 0))""",
         {"reconcile": {"running"}, "settle": {"running", "job"}},
+    ),
+    "results": Scenario(
+        """select count(*) from pgsched.results((select array_agg(i) from (
+            (select job_id as i from pgsched.finished order by job_id limit 100)
+            union all (select job_id from pgsched.waiting order by job_id limit 100)) j))""",
+        {"results": {"job", "finished", "waiter", "attempt_log"}},
+    ),
+    "report_progress": Scenario(
+        """select pgsched.report_progress({worker}, (select jsonb_agg(
+            jsonb_build_object('job_id', r.job_id, 'claim_id', r.claim_id, 'fraction', 0.5))
+            from (select * from pgsched.running where worker_id = {worker} order by job_id limit 200) r))""",
+        {"report_progress": {"running", "progress"}},
     ),
     "stage": Scenario("select pgsched.stage(200)", {"stage": {"waiting", "ready", "job_key", "job"}}),
     "enqueue_many": Scenario(
@@ -129,7 +144,7 @@ SCENARIOS = {
         "select pgsched.known_queues()", {"known_queues": {"waiting", "ready", "finished", "running"}}
     ),
     "list_jobs": Scenario(
-        "select count(*) from pgsched.list_jobs()", {"list_jobs": TABLES - {"job_key", "attempt_log"}}
+        "select count(*) from pgsched.list_jobs()", {"list_jobs": TABLES - {"job_key", "attempt_log", "waiter"}}
     ),
     "list_jobs by state": Scenario(
         f"select s, (select count(*) from pgsched.list_jobs(state => s)) from unnest(array{STATES}) s",

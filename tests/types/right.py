@@ -73,12 +73,15 @@ assert_type(charge.enqueue("4111", 1), pgsched.Job[int | None])
 assert_type(send.enqueue(1).id, int)
 assert_type(send.enqueue(1).info(), pgsched.JobInfo)
 assert_type(send.enqueue(1).info().finished_at, datetime | None)
+assert_type(send.enqueue(1).result(), Receipt)
+assert_type(charge.enqueue("4111", 1).result(timedelta(seconds=1)), int | None)
 widened: pgsched.Job[BaseModel] = send.enqueue(1)
 
 
 async def enqueue_in_a_loop() -> None:
     assert_type(await send.aenqueue(1, loud=True), pgsched.Job[Receipt])
     assert_type(await count.aenqueue(rows=["a"]), pgsched.Job[Totals])
+    assert_type(await (await count.aenqueue([])).aresult(timeout=timedelta(seconds=1)), Totals)
     assert_type(await (await charge.aenqueue("4111", 1.0)).ainfo(), pgsched.JobInfo)
     assert_type(await retried.using(delay=timedelta(seconds=1)).aenqueue(1), pgsched.Job[None])
     assert_type(await app.aenqueue_many([send.bind(1), count.bind([])]), list[pgsched.Job[Any]])
@@ -129,6 +132,7 @@ async def enqueue_with_sqlalchemy(session: AsyncSession, connection: AsyncConnec
 assert_type(send.name, str)
 assert_type(send.is_async, bool)
 assert_type(pgsched.current_job().fence, int)
+pgsched.current_job().progress(0.5, "half")
 assert_type(app.run_worker(concurrency=1), int)
 
 

@@ -5,6 +5,7 @@ It takes chunks of jobs from its worker, runs them one after the other in its ma
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import multiprocessing.spawn
@@ -12,6 +13,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection
 from types import FrameType
@@ -27,6 +29,7 @@ from pgsched.task import AnyTask, Task
 from pgsched.worker import outcome
 from pgsched.worker.attempt import Attempt, Ended, Work
 from pgsched.worker.processes.page import Page
+from pgsched.worker.processes.progress import Said, Teller
 from pgsched.worker.transaction import JobSessions
 
 STOPPED = "stopped"
@@ -59,6 +62,8 @@ class Executor:
         self._running: tuple[int, JobContext] | None = None
         self._pid = os.getpid()
         self._sessions: JobSessions
+        self._sending = threading.Lock()
+        self._teller = Teller(self._send)
 
     def run(self) -> None:
         """Until the worker closes the link."""
@@ -82,13 +87,18 @@ class Executor:
                 at = time.perf_counter()
                 answers.append((work.claim_id, text, at - began))
                 if at - sent_at > _SEND_EVERY_S:
-                    self._link.send_bytes(pickle.dumps(answers))
+                    self._send(answers)
                     answers, sent_at = [], time.perf_counter()
             if answers:
-                self._link.send_bytes(pickle.dumps(answers))
+                self._send(answers)
+
+    def _send(self, what: list[Answer] | Said) -> None:
+        with self._sending:
+            self._link.send_bytes(pickle.dumps(what))
 
     def _one(self, locator: Locator, work: Work) -> str:
         context = JobContext(work.job_id, locator[0], work.attempt, work.claim_id, work.lost_attempts)
+        context._report = functools.partial(self._teller.report, work.claim_id)
         if signal.getsignal(signal.SIGTERM) != self._told:
             signal.signal(signal.SIGTERM, self._told)  # (a handler may have taken it for itself)
         known = locator[0] in self._tasks

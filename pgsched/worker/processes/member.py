@@ -21,6 +21,7 @@ from pgsched.supervisor.board import Board
 from pgsched.supervisor.family import end_descendants
 from pgsched.supervisor.surroundings import resident_mb
 from pgsched.worker.processes.page import Page
+from pgsched.worker.processes.progress import Said
 
 if TYPE_CHECKING:
     from pgsched.worker.processes.pool import ProcessPool, Queued
@@ -116,11 +117,19 @@ class Member:
         link.send_bytes(pickle.dumps([(queued.locator, queued.work) for queued in self.chunk]))
         while self.chunk:
             answers = pickle.loads(link.recv_bytes())
+            if isinstance(answers, Said):
+                self._hear(answers)
+                continue
             done, self.chunk = self.chunk[: len(answers)], self.chunk[len(answers) :]
             self._jobs += len(answers)
             if self._board is not None:
                 self._board.count(len(answers))
             self._pool.answered(list(zip(done, answers, strict=True)))
+
+    def _hear(self, said: Said) -> None:
+        for queued in self.chunk:
+            if queued.work.claim_id == said.claim_id:
+                queued.report(said.fraction, said.message)
 
     def _start(self) -> Connection:
         ours, theirs = multiprocessing.Pipe()

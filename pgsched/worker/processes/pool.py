@@ -33,6 +33,8 @@ class Queued:
     timeout_s: float | None
     late: Callable[[], None]
     """Called in the event loop when it has used up its time."""
+    report: Callable[[float | None, str | None], None]
+    """Called in the member's thread with what it says of its progress."""
     tries: int = 0
     must_end_at: float | None = None
     """When its process is killed, once it was told to stop."""

@@ -1,5 +1,5 @@
 -- Which functions and views each level may use, the one home of that rule. A level has those of the levels before it:
--- reader looks; client also enqueues; worker also runs jobs. Everything else is its owner's.
+-- reader looks; client also enqueues and waits for results; worker also runs jobs. Everything else is its owner's.
 create or replace function access_list() returns table (level text, kind text, name text)
 language sql immutable
 set search_path from current
@@ -11,9 +11,11 @@ values
     ('reader', 'function', 'protocol'), ('reader', 'function', 'waiting_state'), ('reader', 'function', 'masked'),
     ('client', 'function', 'enqueue'), ('client', 'function', 'enqueue_many'),
     ('client', 'function', 'cancel'), ('client', 'function', 'cancel_many'),
+    ('client', 'function', 'results'), ('client', 'function', 'ended_channel'),
     ('worker', 'function', 'attach'), ('worker', 'function', 'heartbeat'), ('worker', 'function', 'reattach'),
     ('worker', 'function', 'detach'), ('worker', 'function', 'open_session'), ('worker', 'function', 'reconcile'),
     ('worker', 'function', 'claim'), ('worker', 'function', 'finish'), ('worker', 'function', 'rescue'),
+    ('worker', 'function', 'report_progress'),
     ('worker', 'function', 'lead'), ('worker', 'function', 'leader_beat'), ('worker', 'function', 'resign'),
     ('worker', 'function', 'ask_leader_to_resign'), ('worker', 'function', 'stage'), ('worker', 'function', 'prune'), ('worker', 'function', 'channel'),
     ('worker', 'function', 'stop_channel'), ('worker', 'function', 'stops'), ('worker', 'function', 'begin'),

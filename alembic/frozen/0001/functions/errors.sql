@@ -17,7 +17,8 @@ values
     ('PGS11', 'NotLeader', 'this session does not hold the leader''s lock (or no longer)'),
     ('PGS12', 'TransactionEnded', 'a transactional handler has committed or rolled back by itself'),
     ('PGS13', 'StaleClaim', 'the claim is not (or no longer) valid: what the transaction has done is rolled back'),
-    ('PGS14', 'ClaimCancelled', 'the job was cancelled meanwhile: what the transaction has done is rolled back')
+    ('PGS14', 'ClaimCancelled', 'the job was cancelled meanwhile: what the transaction has done is rolled back'),
+    ('PGS15', 'ResultTooLarge', 'the result exceeds the setting max_result_bytes: what the transaction has done is rolled back')
 $$;
 comment on function errors() is 'The errors that pgsched''s functions raise, by SQLSTATE, with their names and meanings.';
 

@@ -1,5 +1,5 @@
 -- Removes up to `n` jobs that ended longer ago than `older_than`, oldest ids first: definition, end, attempts; and workers
--- that ended as long ago. Answers how many jobs went; call again while it answers more than 0.
+-- that ended as long ago; and up to `n` rows each of progress and waiter whose claim or job has ended. Answers how many jobs went; call again while it answers more than 0.
 -- Locks: the pruner's lock, by a try (-1: somebody else prunes at this moment); then, in this order and skipping locked
 -- ones, the rows of job and, in a later statement, those of finished.
 create or replace function prune(older_than interval, n integer default 10000) returns integer
@@ -44,6 +44,19 @@ begin
     delete from job where id = any (pruned);
     delete from attempt_log where job_id = any (pruned);
     delete from finished where job_id = any (pruned);
+    delete from progress
+    where ctid = any (array(
+        select p.ctid from progress p
+        where not exists (select from running r where r.job_id = p.job_id and r.claim_id = p.claim_id)
+        limit prune.n
+        for update of p skip locked));
+    -- (What a finish did not see that ended the job at the moment when somebody began to wait.)
+    delete from waiter
+    where ctid = any (array(
+        select w.ctid from waiter w
+        where exists (select from finished f where f.job_id = w.job_id) or not exists (select from job j where j.id = w.job_id)
+        limit prune.n
+        for update of w skip locked));
     delete from worker
     where id = any (array(
         select w.id from worker w

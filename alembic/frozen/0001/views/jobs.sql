@@ -13,6 +13,8 @@ select
     s.started_at,
     s.finished_at,
     s.reason,
+    s.progress,
+    s.progress_message,
     s.worker_id,
     s.claim_id,
     s.expires_at,
@@ -32,17 +34,22 @@ from job j
         select waiting_state(w.reason) as state, w.attempt, w.lost_attempts, w.run_at, null::timestamptz as started_at,
             null::timestamptz as finished_at,
             case w.reason when 'unknown_task' then 'no worker that met it knows its task' end as reason,
-            null::bigint as worker_id, null::bigint as claim_id, w.expires_at, null::jsonb as result, null::bigint as cause_job_id
+            null::bigint as worker_id, null::bigint as claim_id, w.expires_at, null::jsonb as result, null::bigint as cause_job_id,
+            null::double precision as progress, null::text as progress_message
         from waiting w where w.job_id = j.id
         union all
-        select 'ready', r.attempt, r.lost_attempts, null, null, null, null, null, null, r.expires_at, null, null
+        select 'ready', r.attempt, r.lost_attempts, null, null, null, null, null, null, r.expires_at, null, null, null, null
         from ready r where r.queue = j.queue and r.job_id = j.id
         union all
         select case when r.stop_requested_at is null then 'running' else 'cancelling' end, r.attempt, r.lost_attempts, null,
-            r.started_at, null, r.stop_reason, r.worker_id, r.claim_id, r.expires_at, null, null
-        from running r where r.job_id = j.id
+            r.started_at, null, r.stop_reason, r.worker_id, r.claim_id, r.expires_at, null, null, p.fraction, p.message
+        from running r
+            left join lateral (
+                select p.fraction, p.message from progress p where p.claim_id = r.claim_id order by p.n desc limit 1
+            ) p on true
+        where r.job_id = j.id
         union all
-        select f.state, f.attempt, null, null, f.started_at, f.finished_at, f.reason, f.worker_id, f.claim_id, null, f.result, f.cause_job_id
+        select f.state, f.attempt, null, null, f.started_at, f.finished_at, f.reason, f.worker_id, f.claim_id, null, f.result, f.cause_job_id, null, null
         from finished f where f.job_id = j.id
     ) s on true;
 comment on view jobs is 'One row a job: what it is, where it stands and why. Fast by id; for lists use list_jobs().';
@@ -58,6 +65,8 @@ comment on column jobs.run_at is 'Not before this time, while it waits.';
 comment on column jobs.started_at is 'When its current or last attempt began.';
 comment on column jobs.finished_at is 'When it ended.';
 comment on column jobs.reason is 'Why it is where it is, in words.';
+comment on column jobs.progress is 'How far it is, 0 to 1, as its handler last said; of a running job.';
+comment on column jobs.progress_message is 'The same in words.';
 comment on column jobs.worker_id is 'The worker that runs it, or that ended it.';
 comment on column jobs.claim_id is 'The claim''s number: the fence.';
 comment on column jobs.expires_at is 'Not begun by then, it ends as skipped.';
