@@ -44,11 +44,14 @@ async def own_backend(
     """The pid of the backend that this connection has for itself: while `another` is in a transaction, it is still there.
 
     Each question is waited for at most `patience_s`. Where the address was proven before (`known`), a key that fits is
-    enough, and no other connection is made. Nothing is set or locked. Raises `PoolerError` where the backend changes,
-    `ConnectError` where a pooler has no session for `another`, else one of the connections' own errors.
+    enough, and no other connection is made. Nothing is set or locked; through a pooler nothing will be prepared. Raises
+    `PoolerError` where the backend changes, `ConnectError` where a pooler has no session for `another`, else one of the
+    connections' own errors.
     """
     mine = await bounded(connection, _ask(connection), patience_s)
     fits = mine[0] == connection.info.backend_pid
+    if not fits:
+        connection.prepare_threshold = None  # (a pooler may change its mode later, or not reset its backends)
     if not (known and fits):
         try:
             other = await another()
