@@ -21,8 +21,8 @@ from pgsched.run import Unanswered, bounded
 _BACKEND = (
     b"select pg_backend_pid(), pg_postmaster_start_time()"  # (the pid of another server's backend may be the same)
 )
-_ROUNDS = 5
-"""How often a connection through a pooler is asked: in a busy pool it may find its backend again by chance."""
+_ROUNDS = 20
+"""How often a connection through a pooler is asked: in a small, busy pool it finds its backend again every other time."""
 
 
 def moved(who: str) -> PoolerError:
@@ -60,6 +60,10 @@ async def own_backend(
                 raise
             raise _no_second(error) from error
         try:
+            try:
+                await bounded(other, _ask(other), patience_s)
+            except psycopg.OperationalError as error:
+                raise error if fits else _no_second(error) from error
             for _ in range(1 if fits else _ROUNDS):
                 if not await _stays(connection, mine, other, fits, patience_s):
                     raise moved(who)
@@ -76,12 +80,6 @@ async def _stays(
     patience_s: float,
 ) -> bool:
     """Whether `connection` is still on its backend while `other` is in a transaction."""
-    try:
-        await bounded(other, _ask(other), patience_s)
-    except psycopg.OperationalError as error:
-        if fits:
-            raise
-        raise _no_second(error) from error
     try:
         await bounded(other, other.execute("begin", prepare=False), patience_s)
     except psycopg.errors.ProtocolViolation:  # a pooler in statement mode takes no transactions
