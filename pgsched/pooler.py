@@ -53,23 +53,34 @@ async def own_backend(
     if not fits:
         connection.prepare_threshold = None  # (a pooler may change its mode later, or not reset its backends)
     if not (known and fits):
+        other = await _second(another, fits, patience_s)
         try:
-            other = await another()
-        except (psycopg.OperationalError, ConnectError) as error:
-            if fits:
-                raise
-            raise _no_second(error) from error
-        try:
-            try:
-                await bounded(other, _ask(other), patience_s)
-            except psycopg.OperationalError as error:
-                raise error if fits else _no_second(error) from error
             for _ in range(1 if fits else _ROUNDS):
                 if not await _stays(connection, mine, other, fits, patience_s):
                     raise moved(who)
         finally:
             await other.close()
     return int(mine[0])
+
+
+async def _second(
+    another: Callable[[], Awaitable[psycopg.AsyncConnection[Any]]], fits: bool, patience_s: float
+) -> psycopg.AsyncConnection[Any]:
+    """Another connection that has been answered."""
+    other: psycopg.AsyncConnection[Any] | None = None
+    try:
+        other = await another()
+        await bounded(other, _ask(other), patience_s)
+        return other
+    except BaseException as error:
+        if other is not None:
+            await other.close()
+        if fits or not isinstance(error, (psycopg.OperationalError, ConnectError)):
+            raise
+        raise ConnectError(
+            f"the pooler has no second session for this database and user at the moment ({primary(error)}): a worker needs "
+            "four of its own, a leader one more; raise default_pool_size, or use the direct port"
+        ) from error
 
 
 async def _stays(
@@ -79,7 +90,7 @@ async def _stays(
     fits: bool,
     patience_s: float,
 ) -> bool:
-    """Whether `connection` is still on its backend while `other` is in a transaction."""
+    """Whether `connection` is still on its backend while `other` is in a transaction, and after it."""
     try:
         await bounded(other, other.execute("begin", prepare=False), patience_s)
     except psycopg.errors.ProtocolViolation:  # a pooler in statement mode takes no transactions
@@ -94,20 +105,15 @@ async def _stays(
         await bounded(other, _ask(other), patience_s)
         return False
     await bounded(other, other.execute("rollback", prepare=False), patience_s)
-    return again == mine and theirs != mine
+    # (PgBouncer gives what was last given back: on a quiet pool each would have its own again and again, but now `theirs` is next.)
+    after = await bounded(connection, _ask(connection), patience_s)
+    return mine == again == after and mine != theirs
 
 
 async def _ask(connection: psycopg.AsyncConnection[Any]) -> tuple[Any, ...]:
     row = await (await connection.execute(_BACKEND, prepare=False)).fetchone()
     assert row is not None
     return tuple(row)
-
-
-def _no_second(error: Exception) -> ConnectError:
-    return ConnectError(
-        f"the pooler has no second session for this database and user at the moment ({primary(error)}): a worker needs "
-        "four of its own, a leader one more; raise default_pool_size, or use the direct port"
-    )
 
 
 def spare(connection: psycopg.Connection[Any]) -> None:
