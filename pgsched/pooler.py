@@ -105,7 +105,7 @@ async def _stays(
         await bounded(other, _ask(other), patience_s)
         return False
     await bounded(other, other.execute("rollback", prepare=False), patience_s)
-    # (PgBouncer gives what was last given back: on a quiet pool each would have its own again and again, but now `theirs` is next.)
+    # (PgBouncer gives what was last given back: on a quiet pool each could meet its own for ever, but `theirs` is next now.)
     after = await bounded(connection, _ask(connection), patience_s)
     return mine == again == after and mine != theirs
 
