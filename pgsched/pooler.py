@@ -21,8 +21,8 @@ from pgsched.run import Unanswered, bounded
 _BACKEND = (
     b"select pg_backend_pid(), pg_postmaster_start_time()"  # (the pid of another server's backend may be the same)
 )
-_ROUNDS = 5
-"""How often a connection through a pooler is asked: in a busy pool it may find its backend again by chance."""
+_ROUNDS = 20
+"""How often a connection through a pooler is asked: in a small, busy pool it finds its backend again every other time."""
 
 
 def moved(who: str) -> PoolerError:
@@ -44,18 +44,16 @@ async def own_backend(
     """The pid of the backend that this connection has for itself: while `another` is in a transaction, it is still there.
 
     Each question is waited for at most `patience_s`. Where the address was proven before (`known`), a key that fits is
-    enough, and no other connection is made. Nothing is set or locked. Raises `PoolerError` where the backend changes,
-    `ConnectError` where a pooler has no session for `another`, else one of the connections' own errors.
+    enough, and no other connection is made. Nothing is set or locked; through a pooler nothing will be prepared. Raises
+    `PoolerError` where the backend changes, `ConnectError` where a pooler has no session for `another`, else one of the
+    connections' own errors.
     """
     mine = await bounded(connection, _ask(connection), patience_s)
     fits = mine[0] == connection.info.backend_pid
+    if not fits:
+        connection.prepare_threshold = None  # (a pooler may change its mode later, or not reset its backends)
     if not (known and fits):
-        try:
-            other = await another()
-        except (psycopg.OperationalError, ConnectError) as error:
-            if fits:
-                raise
-            raise _no_second(error) from error
+        other = await _second(another, fits, patience_s)
         try:
             for _ in range(1 if fits else _ROUNDS):
                 if not await _stays(connection, mine, other, fits, patience_s):
@@ -65,6 +63,26 @@ async def own_backend(
     return int(mine[0])
 
 
+async def _second(
+    another: Callable[[], Awaitable[psycopg.AsyncConnection[Any]]], fits: bool, patience_s: float
+) -> psycopg.AsyncConnection[Any]:
+    """Another connection that has been answered."""
+    other: psycopg.AsyncConnection[Any] | None = None
+    try:
+        other = await another()
+        await bounded(other, _ask(other), patience_s)
+        return other
+    except BaseException as error:
+        if other is not None:
+            await other.close()
+        if fits or not isinstance(error, (psycopg.OperationalError, ConnectError)):
+            raise
+        raise ConnectError(
+            f"the pooler has no second session for this database and user at the moment ({primary(error)}): a worker needs "
+            "four of its own, a leader one more; raise default_pool_size, or use the direct port"
+        ) from error
+
+
 async def _stays(
     connection: psycopg.AsyncConnection[Any],
     mine: tuple[Any, ...],
@@ -72,13 +90,7 @@ async def _stays(
     fits: bool,
     patience_s: float,
 ) -> bool:
-    """Whether `connection` is still on its backend while `other` is in a transaction."""
-    try:
-        await bounded(other, _ask(other), patience_s)
-    except psycopg.OperationalError as error:
-        if fits:
-            raise
-        raise _no_second(error) from error
+    """Whether `connection` is still on its backend while `other` is in a transaction, and after it."""
     try:
         await bounded(other, other.execute("begin", prepare=False), patience_s)
     except psycopg.errors.ProtocolViolation:  # a pooler in statement mode takes no transactions
@@ -93,20 +105,15 @@ async def _stays(
         await bounded(other, _ask(other), patience_s)
         return False
     await bounded(other, other.execute("rollback", prepare=False), patience_s)
-    return again == mine and theirs != mine
+    # (PgBouncer gives what was last given back: on a quiet pool each could meet its own for ever, but `theirs` is next now.)
+    after = await bounded(connection, _ask(connection), patience_s)
+    return mine == again == after and mine != theirs
 
 
 async def _ask(connection: psycopg.AsyncConnection[Any]) -> tuple[Any, ...]:
     row = await (await connection.execute(_BACKEND, prepare=False)).fetchone()
     assert row is not None
     return tuple(row)
-
-
-def _no_second(error: Exception) -> ConnectError:
-    return ConnectError(
-        f"the pooler has no second session for this database and user at the moment ({primary(error)}): a worker needs "
-        "four of its own, a leader one more; raise default_pool_size, or use the direct port"
-    )
 
 
 def spare(connection: psycopg.Connection[Any]) -> None:

@@ -398,7 +398,7 @@ GUARDS = [
     Guard(
         "a pooler is refused before any lock (R9)",
         "pgsched/pooler.py",
-        "    return again == mine and theirs != mine",
+        "    return mine == again == after and mine != theirs",
         "    return True",
         "tests/behaviour/test_pooler.py::test_a_worker_and_a_leader_are_refused_and_leave_nothing_on_the_pooled_backends",
     ),
