@@ -17,7 +17,7 @@ from pydantic_core import PydanticSerializationError
 from pgsched.arguments import has_nul, short
 from pgsched.errors import ResultError, TaskError
 
-_MOST_BYTES = 32 * 1024 * 1024
+_MOST_BYTES = 16 * 1024 * 1024
 """What can be sent at all: jsonb, which ends at 256 MB, may need six bytes for one of text."""
 
 

@@ -85,18 +85,46 @@ def end_descendants(pid: int) -> None:
         time.sleep(0.001)
 
 
+def end_tagged(variable: str, value: str) -> None:
+    """Kill every process that has this variable in its environment, again until none is left (Linux; elsewhere nothing)."""
+    if not _IS_LINUX:
+        return
+    wanted = f"{variable}={value}".encode()
+    deadline = time.monotonic() + _DESCENDANTS_S
+    while time.monotonic() < deadline:
+        found = 0
+        for entry in os.scandir("/proc"):
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            with contextlib.suppress(OSError):
+                if wanted in Path(entry.path, "environ").read_bytes().split(b"\0") and state_of(
+                    int(entry.name)
+                ) not in ("Z", "X"):
+                    os.kill(int(entry.name), signal.SIGKILL)
+                    found += 1
+        if not found:
+            return
+
+
+def state_of(pid: int) -> str | None:
+    """The kernel's letter for what a process does: T stopped, Z ended and not reaped; None: there is no such process."""
+    try:
+        return Path("/proc", str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return None
+
+
 def _living_below(pid: int) -> Iterator[int]:
     """The descendants of a process that have not ended."""
     for child in _children_of(pid):
         yield from _living_below(child)
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError, IndexError):
-            if Path("/proc", str(child), "stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX":
-                yield child
+        if state_of(child) not in (None, "Z", "X"):
+            yield child
 
 
 def _children_of(pid: int) -> list[int]:
     found: list[int] = []
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+    with contextlib.suppress(OSError):
         for task in os.scandir(f"/proc/{pid}/task"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 found += map(int, Path(task.path, "children").read_text().split())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import os
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ from pgsched.errors import (
     ArgumentsError,
     ClaimCancelled,
     JobStopped,
+    PgschedError,
     ResultError,
     ResultTooLarge,
     StaleClaim,
@@ -25,7 +28,20 @@ from pgsched.errors import (
 from pgsched.run import arun, run
 from pgsched.task import AnyTask
 from pgsched.worker import outcome
-from pgsched.worker.transaction import ISOLATION, AsyncJobConnection, JobConnection, JobSessions, comes_of
+from pgsched.worker.transaction import (
+    AsyncJobConnection,
+    JobConnection,
+    JobSessions,
+    beginning,
+    comes_of,
+    hang_up,
+)
+
+_CONFLICTS = psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected
+_LEFT_OPEN = (
+    "the handler has left a statement open on its connection (a stream, a COPY, a pipeline, or something of its own that still "
+    "uses it): end all of them before it returns"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +77,9 @@ class Attempt:
         self.work = work
         self.context = context
         self._stage = "begin"
-        self.opened: Callable[[JobConnection], None] = lambda connection: None
-        """Called in a thread with the connection of its transaction, so that a statement of it can be cancelled."""
+        self._doubt = False
+        self._lock = threading.Lock()
+        self._session: psycopg.Connection[Any] | None = None
 
     # ---- In this thread.
 
@@ -72,42 +89,66 @@ class Attempt:
         try:
             args, kwargs = self.task.arguments.load(self.work.args)
             if not self.task.transactional:
-                return self.returned(self.task.function(*args, **kwargs))
-            with sessions.connection() as connection:
-                self.opened(connection)
-                return self._commit(sessions.calls, connection, lambda: self.task.function(*args, **kwargs))
+                with _this_process_alone():
+                    value = self.task.function(*args, **kwargs)
+                return self.returned(value)
+            with sessions.connection() as session:
+                return self._commit(sessions.calls, session, lambda: self.task.function(*args, **kwargs))
         except BaseException as error:  # (also SystemExit: it ends the attempt, not the worker)
             return self._undone(error, False) if self.task.transactional else self.raised(error)
 
-    def _commit(self, calls: Calls, connection: JobConnection, handler: Callable[[], Any]) -> Ended:
-        transaction = _Transaction(connection)
-        self.context._transaction = transaction
-        work = self.work
+    def cancel_statement(self) -> None:
+        """The handler is to end: a statement that its thread waits for ends with an error. Called in another thread."""
+        with self._lock:
+            if self._session is not None:
+                with contextlib.suppress(Exception):
+                    self._session.cancel_safe(timeout=2.0)
+
+    def _commit(self, calls: Calls, session: psycopg.Connection[Any], handler: Callable[[], Any]) -> Ended:
+        work, left_open = self.work, False
+        session.add_notice_handler(self._noticed)
         try:
-            connection.isolation_level = ISOLATION[self.task.isolation]
-            run(connection, calls.begin_transaction(work.job_id, work.claim_id))
+            session.execute(beginning(self.task.isolation))
+            run(session, calls.begin_transaction(work.job_id, work.claim_id))
             self._stage = "handler"
-            with connection.gate.held():
-                value = handler()
-                if transaction.made is not None:
-                    transaction.made.flush()
+            connection = JobConnection(session.pgconn)
+            transaction = _Transaction(connection)
+            self.context._transaction = transaction
+            try:
+                with self._cancellable(session):
+                    self.context.raise_if_stopping()
+                    with _this_process_alone():
+                        value = handler()
+                    transaction.flush()
+            finally:
+                transaction.close()
+                if left_open := not connection.cut_off():
+                    with contextlib.suppress(Exception):
+                        session.cancel_safe(timeout=2.0)
+                    hang_up(session)
+            if left_open:
+                raise TransactionEnded(_LEFT_OPEN)
+            connection.gate.complain()
             result = None if value is None else self.task.returned.dump(value)
             self._stage = "finish"
-            run(connection, calls.finish_transaction(work.job_id, work.claim_id, result))
+            run(session, calls.finish_transaction(work.job_id, work.claim_id, result))
             self._stage = "commit"
-            connection.commit()
+            self._committed(session.execute("commit").statusmessage)
             return Ended("", value)
         except BaseException as error:
+            is_broken = session.closed and not left_open
             with contextlib.suppress(psycopg.Error):
-                if connection.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
-                    connection.cancel_safe(timeout=2.0)  # (it was left in the middle of a statement)
-                    connection.close()
-                connection.rollback()
-            return self._undone(error, connection.closed)
+                session.execute("rollback")
+            return self._undone(error, is_broken)
+
+    @contextlib.contextmanager
+    def _cancellable(self, session: psycopg.Connection[Any]) -> Iterator[None]:
+        self._session = session
+        try:
+            yield
         finally:
-            if transaction.made is not None:
-                with contextlib.suppress(Exception):  # (its connection may have ended)
-                    transaction.made.close()
+            with self._lock:  # (whoever cancels now hits this job, and no later one)
+                self._session = None
 
     # ---- On the loop.
 
@@ -117,40 +158,64 @@ class Attempt:
         try:
             args, kwargs = self.task.arguments.load(self.work.args)
             if not self.task.transactional:
-                return self.returned(await self.task.function(*args, **kwargs))
-            async with sessions.aconnection() as connection:
-                return await self._acommit(sessions.calls, connection, lambda: self.task.function(*args, **kwargs))
+                with _this_process_alone():
+                    value = await self.task.function(*args, **kwargs)
+                return self.returned(value)
+            async with sessions.aconnection() as session:
+                return await self._acommit(sessions.calls, session, lambda: self.task.function(*args, **kwargs))
         except BaseException as error:
             return self._undone(error, False) if self.task.transactional else self.raised(error)
 
-    async def _acommit(self, calls: Calls, connection: AsyncJobConnection, handler: Callable[[], Any]) -> Ended:
-        transaction = _AsyncTransaction(connection)
-        self.context._transaction = transaction
-        work = self.work
+    async def _acommit(
+        self, calls: Calls, session: psycopg.AsyncConnection[Any], handler: Callable[[], Awaitable[Any]]
+    ) -> Ended:
+        work, left_open = self.work, False
+        session.add_notice_handler(self._noticed)
         try:
-            await connection.set_isolation_level(ISOLATION[self.task.isolation])
-            await arun(connection, calls.begin_transaction(work.job_id, work.claim_id))
+            await session.execute(beginning(self.task.isolation))
+            await arun(session, calls.begin_transaction(work.job_id, work.claim_id))
             self._stage = "handler"
-            with connection.gate.held():
-                value = await handler()
-                if transaction.made is not None:
-                    await transaction.made.flush()
+            connection = AsyncJobConnection(session.pgconn)
+            transaction = _AsyncTransaction(connection)
+            self.context._transaction = transaction
+            try:
+                self.context.raise_if_stopping()
+                with _this_process_alone():
+                    value = await handler()
+                await transaction.flush()
+            finally:
+                await transaction.close()
+                if left_open := not connection.cut_off():
+                    with contextlib.suppress(Exception):
+                        await session.cancel_safe(timeout=2.0)
+                    hang_up(session)
+            if left_open:
+                raise TransactionEnded(_LEFT_OPEN)
+            connection.gate.complain()
             result = None if value is None else self.task.returned.dump(value)
             self._stage = "finish"
-            await arun(connection, calls.finish_transaction(work.job_id, work.claim_id, result))
+            await arun(session, calls.finish_transaction(work.job_id, work.claim_id, result))
             self._stage = "commit"
-            await connection.commit()
+            self._committed((await session.execute("commit")).statusmessage)
             return Ended("", value)
         except BaseException as error:
+            is_broken = session.closed and not left_open
             with contextlib.suppress(psycopg.Error):
-                if connection.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
-                    await connection.close()
-                await connection.rollback()
-            return self._undone(error, connection.closed)
-        finally:
-            if transaction.made is not None:
-                with contextlib.suppress(Exception):
-                    await transaction.made.close()
+                await session.execute("rollback")
+            return self._undone(error, is_broken)
+
+    def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
+        # (At the commit: that its wait for a synchronous standby was cancelled, so the quorum may not have it.)
+        self._doubt |= self._stage == "commit" and notice.severity_nonlocalized == "WARNING"
+
+    def _committed(self, tag: str | None) -> None:
+        """Whether it really was. An aborted transaction answers COMMIT with ROLLBACK, and no error."""
+        if tag != "COMMIT":
+            raise TransactionEnded(
+                f"the transaction was ended by {tag or 'nothing'} where it should have been committed"
+            )
+        if self._doubt:
+            raise psycopg.OperationalError("the server could not commit it with its quorum")
 
     # ---- What it means.
 
@@ -178,11 +243,13 @@ class Attempt:
         return Ended(outcome.raised(work.job_id, work.claim_id, error, task.retry, final=final), error=error)
 
     def _is_stopped(self, error: BaseException) -> bool:
-        """Whether it ended because it was told to. (A thread that waited for the database had its statement cancelled.)"""
+        """Whether it ended because it was told to. (A thread that waited for the database had its statement
+        cancelled; at repeatable read the word itself is a conflict.)"""
         if not self.context._stop:
             return False
         return isinstance(error, (JobStopped, asyncio.CancelledError)) or (
-            self.task.transactional and comes_of(error, psycopg.errors.QueryCanceled)
+            self.task.transactional
+            and comes_of(error, psycopg.errors.QueryCanceled, psycopg.errors.InFailedSqlTransaction, *_CONFLICTS)
         )
 
     def _undone(self, error: BaseException, is_broken: bool) -> Ended:
@@ -190,17 +257,21 @@ class Attempt:
         work, stage = self.work, self._stage
         if self._is_stopped(error):
             return self.raised(error)
-        if stage == "begin" and isinstance(error, psycopg.Error):  # (an idle connection that has ended, for one)
+        if (
+            stage == "begin"
+            and isinstance(error, (psycopg.Error, PgschedError))
+            and not isinstance(error, ArgumentsError)
+        ):
             why = f"its transaction could not begin: {primary(error)}"
             return Ended(outcome.given_back(work.job_id, work.claim_id, why), error=error)
-        if is_broken:
+        if is_broken or self._doubt:
             why = f"the connection of its transaction ended: {primary(error)}"
             return Ended(outcome.broken(work.job_id, work.claim_id, why, work.last_session), error=error)
         if isinstance(error, StaleClaim):
             return Ended(outcome.given_back(work.job_id, work.claim_id, primary(error)), error=error)
         if isinstance(error, ClaimCancelled):
             return Ended(outcome.cancelled(work.job_id, work.claim_id, primary(error)), error=error)
-        if comes_of(error, psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
+        if comes_of(error, *_CONFLICTS) or (stage == "finish" and comes_of(error, psycopg.errors.LockNotAvailable)):
             text = outcome.raised(work.job_id, work.claim_id, error, self.task.retry, conflict=True)
             return Ended(text, error=error)
         if isinstance(error, (ResultError, ResultTooLarge)):
@@ -213,20 +284,56 @@ class Attempt:
         return self.raised(error)
 
 
+@contextlib.contextmanager
+def _this_process_alone() -> Iterator[None]:
+    """A handler that forks comes back twice: the copy has no business here, where it would use the same sessions."""
+    pid = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != pid:
+            os._exit(0)
+
+
+def contained(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+    """A factory of tasks: sys.exit() in a task of a handler's own ends that task, not the event loop and with it the worker."""
+    if _current.get(None) is not None:
+        coro = _without_exit(coro)
+    return asyncio.Task(coro, loop=loop, **options)
+
+
+async def _without_exit(coro: Any) -> Any:
+    try:
+        return await coro
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(f"{type(error).__name__} in a task of a handler: {error}") from error
+
+
 class _Transaction:
     """A transaction as the handler sees it."""
 
     def __init__(self, connection: JobConnection) -> None:
         self.connection = connection
-        self.made: Any = None
+        self._made: Any = None
 
     def alchemy(self) -> Any:
         """SQLAlchemy on it."""
-        if self.made is None:
+        if self._made is None:
             from pgsched.worker.alchemy import Alchemy
 
-            self.made = Alchemy(self.connection)
-        return self.made
+            self._made = Alchemy(self.connection)
+        return self._made
+
+    def flush(self) -> None:
+        """What SQLAlchemy's session has not sent yet."""
+        if self._made is not None:
+            self._made.flush()
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._made is not None:
+            with contextlib.suppress(Exception):  # (its connection may have ended)
+                self._made.close()
 
 
 class _AsyncTransaction:
@@ -234,14 +341,25 @@ class _AsyncTransaction:
 
     def __init__(self, connection: AsyncJobConnection) -> None:
         self.connection = connection
-        self.made: Any = None
+        self._made: Any = None
 
     async def alchemy(self) -> Any:
         """SQLAlchemy on it."""
-        if self.made is None:
+        if self._made is None:
             from pgsched.worker.alchemy import AsyncAlchemy
 
             made = AsyncAlchemy(self.connection)
             await made.open()
-            self.made = made
-        return self.made
+            self._made = made
+        return self._made
+
+    async def flush(self) -> None:
+        """What SQLAlchemy's session has not sent yet."""
+        if self._made is not None:
+            await self._made.flush()
+
+    async def close(self) -> None:
+        """Let go of it."""
+        if self._made is not None:
+            with contextlib.suppress(Exception):
+                await self._made.close()

@@ -23,7 +23,7 @@ from pgsched.errors import WorkerRescued
 from pgsched.loop import backoff
 from pgsched.session import BROKEN, TRY_AGAIN, Identity, WorkSession, persist
 from pgsched.worker import outcome
-from pgsched.worker.executor import Claimed, lost_attempts
+from pgsched.worker.claimed import Claimed, lost_attempts
 
 T = TypeVar("T")
 log = logging.getLogger("pgsched.worker")
@@ -316,7 +316,7 @@ class Exchange:
             if waiting.done():
                 continue  # (it was cancelled meanwhile)
             if (verdict := verdicts[job.claim_id]) == "busy":
-                asyncio.get_running_loop().call_later(0.005, self._begin_later, job, waiting)
+                asyncio.get_running_loop().call_later(self._next_wait(job), self._begin_later, job, waiting)
             else:
                 waiting.set_result(verdict)
 
@@ -354,9 +354,11 @@ class Exchange:
         """Somebody holds the row for a moment: 5 ms, doubling to 1 s; the slot stays taken meanwhile."""
         ledger = self._ledger
         ledger.active += 1
-        wait = min(1.0, 0.005 * 2**job.busy)
+        asyncio.get_running_loop().call_later(self._next_wait(job), ledger.end, job, text)
+
+    def _next_wait(self, job: Claimed) -> float:
         job.busy += 1
-        asyncio.get_running_loop().call_later(wait, ledger.end, job, text)
+        return min(1.0, 0.0025 * 2.0 ** min(job.busy, 10))
 
     def _begin(self, rows: Rows) -> int:
         ledger = self._ledger

@@ -13,8 +13,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pgsched.context import JobContext, Stop
@@ -23,6 +22,7 @@ from pgsched.supervisor.board import Board
 from pgsched.task import AnyTask
 from pgsched.worker import outcome
 from pgsched.worker.attempt import Attempt, Ended, Work
+from pgsched.worker.claimed import Claimed
 from pgsched.worker.processes import ProcessPool
 from pgsched.worker.processes.child import STOPPED
 from pgsched.worker.processes.member import Kind
@@ -39,31 +39,7 @@ log = logging.getLogger("pgsched.worker")
 Middleware = Callable[[JobContext, Callable[[], Awaitable[Any]]], Awaitable[Any]]
 
 _LOOK_S = 0.05
-
-
-@dataclass(slots=True, eq=False)
-class Claimed:
-    """One claimed job, from the claim to the acknowledged finish."""
-
-    job_id: int
-    claim_id: int
-    attempt: int
-    task: AnyTask
-    args: bytes
-    timeout: timedelta | None
-    lost_attempts: int = 0
-    handler: asyncio.Task[None] | None = None
-    """What runs it on the loop, where something does."""
-    queued: Queued | None = None
-    """Its place in front of the processes, where it runs in one."""
-    waits: bool = False
-    """The loop waits for a thread or a process, which cancelling `handler` would not end."""
-    has_begun: bool = False
-    has_ended: bool = False
-    busy: int = 0
-    connection: Any = None
-    stop: list[tuple[Stop, str]] = field(default_factory=list)
-    """Why it is to end before its time; the handler sees it as `current_job().stopping`."""
+_CANCEL_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +76,6 @@ class Means:
         """What a worker with these settings runs its jobs with."""
         name = identity.info["name"]
         sessions = JobSessions(identity.dsn, identity.calls, settings.job_sessions, name)
-        sessions.open()
         recycle = settings.executor_recycle_jobs, settings.executor_recycle_mb
         kind = Kind(identity.dsn, identity.calls.schema, name, *recycle)
         size = settings.executors or os.cpu_count() or 1
@@ -131,12 +106,13 @@ class Executor:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(means.threads, thread_name_prefix="pgsched-job")
         self._processes: ProcessPool | None = None
-        self._pid = os.getpid()
         self._deadlines: list[tuple[float, int, Claimed]] = []
+        self._most_deadlines = 64
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._overdue: list[Claimed] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, job: Claimed) -> None:
         """Begin the handler; it ends with a call of `ended`, whatever happens."""
@@ -147,10 +123,12 @@ class Executor:
         context._report = functools.partial(self._means.report, job.job_id, job.claim_id)
         work = Work(job.job_id, job.claim_id, job.attempt, job.args, job.lost_attempts, self._means.last_session())
         attempt = Attempt(job.task, work, context)
+        job.cancel_statement = attempt.cancel_statement
         slot = None
         in_process = self._in_process(job.task)
         if not in_process:
             slot = self._means.board.begin(job.claim_id, job.lost_attempts > 0) if self._means.board else None
+        if not in_process or self._means.middlewares:
             self._set_deadline(job)
 
         def done(ended: Ended) -> None:
@@ -159,6 +137,13 @@ class Executor:
             job.has_ended = True
             self._ended(job, ended.text)
 
+        try:
+            self._begin(job, attempt, done, in_process=in_process)
+        except (OSError, RuntimeError) as error:  # (no thread, no process, no descriptor to be had at this moment)
+            log.error("job %s goes back: %s", job.job_id, error)
+            done(Ended(outcome.given_back(job.job_id, job.claim_id, f"it could not begin: {error}", begun=False)))
+
+    def _begin(self, job: Claimed, attempt: Attempt, done: Callable[[Ended], None], *, in_process: bool) -> None:
         if job.task.is_async or job.task.transactional or self._means.middlewares:
             job.handler = self._loop.create_task(self._run(job, attempt, done))
             job.handler.add_done_callback(lambda _: self._never_began(job, done))
@@ -175,14 +160,22 @@ class Executor:
         job.stop.append((kind, words))
         if job.queued is not None:
             assert self._processes is not None
-            if self._processes.stop(job.queued, self._means.grace_s):
-                job.queued.ended(STOPPED)
+            queued = job.queued
+            if self._processes.stop(queued, self._means.grace_s):
+                queued.ended(STOPPED)
             else:
                 self._look_again()
         elif job.handler is not None and not job.waits:
             job.handler.cancel()
-        elif is_first and job.connection is not None:
-            self._loop.run_in_executor(None, _cancel_query, job.connection)
+        elif is_first and job.task.transactional:
+            self._tasks.add(task := self._loop.create_task(self._cancel_statements(job)))
+            task.add_done_callback(self._tasks.discard)
+
+    async def _cancel_statements(self, job: Claimed) -> None:
+        """Again and again, as its handler may begin another statement after the one that was cancelled."""
+        while not job.has_ended and job.cancel_statement is not None:
+            await self._loop.run_in_executor(None, job.cancel_statement)
+            await asyncio.sleep(_CANCEL_EVERY_S)
 
     def overdue(self) -> list[Claimed]:
         """Whose time is up and who has not ended, since this was asked last."""
@@ -197,7 +190,7 @@ class Executor:
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._processes is not None:
             await self._loop.run_in_executor(None, self._processes.close, 1.0)
-        await self._means.sessions.close()
+        self._means.sessions.close()
 
     @property
     def processes(self) -> ProcessPool:
@@ -218,15 +211,19 @@ class Executor:
             ended = await self._attempt(job, attempt)
         except BaseException as error:
             ended = attempt.raised(error)
-        if os.getpid() != self._pid:
-            os._exit(0)  # (the handler has forked, and this is the copy: it has no business here)
         done(ended)
 
     async def _attempt(self, job: Claimed, attempt: Attempt) -> Ended:
-        if job.task.transactional:
+        if not job.task.transactional:
+            return await self._inside(job, attempt)
+        place = contextlib.nullcontext() if self._in_process(job.task) else self._means.sessions.places
+        async with place:
             verdict = await self._means.begin(job)
             if verdict != "accepted":  # cancelled before it began, or no longer ours: then nobody listens anyhow
                 return Ended(outcome.cancelled(job.job_id, job.claim_id, "it was cancelled before it began"))
+            return await self._inside(job, attempt)
+
+    async def _inside(self, job: Claimed, attempt: Attempt) -> Ended:
         if not self._means.middlewares:
             return await self._innermost(job, attempt)
         return await self._through_middlewares(job, attempt)
@@ -261,7 +258,7 @@ class Executor:
             return await attempt.arun(self._means.sessions)
         future: asyncio.Future[Ended] = self._loop.create_future()
         job.waits = True
-        if self._in_process(job.task):
+        if in_process := self._in_process(job.task):
             self._to_process(job, attempt, future.set_result)
         else:
             self._to_thread(job, attempt, future.set_result)
@@ -272,13 +269,20 @@ class Executor:
             ended = future.result()
         finally:
             job.waits = False
+            if in_process:  # (the process has watched over its part; what middlewares do afterwards has as much)
+                self._set_deadline(job)
         if self._means.middlewares and ended.text and ended.error is None:
             _read(ended)
         return ended
 
     def _never_began(self, job: Claimed, done: Callable[[Ended], None]) -> None:
         """Its handler was cancelled before its first step: then nothing in it could say so."""
-        if not job.has_ended:
+        if job.has_ended:
+            return
+        if job.handler is not None and not job.handler.cancelled() and (error := job.handler.exception()) is not None:
+            log.error("job %s", job.job_id, exc_info=error)
+            done(Ended(outcome.failed(job.job_id, job.claim_id, f"its end could not be told: {type(error).__name__}")))
+        else:
             why = job.stop[0][1] if job.stop else "it was cancelled before it began"
             done(Ended(outcome.given_back(job.job_id, job.claim_id, why, begun=False)))
 
@@ -286,13 +290,15 @@ class Executor:
 
     def _to_thread(self, job: Claimed, attempt: Attempt, done: Callable[[Ended], None]) -> None:
         context = contextvars.copy_context()
-        if job.task.transactional:
-            attempt.opened = lambda connection: setattr(job, "connection", connection)
 
         def body() -> None:
-            ended = context.run(attempt.run, self._means.sessions)
-            if os.getpid() != self._pid:
-                os._exit(0)  # (as above)
+            try:
+                ended = context.run(attempt.run, self._means.sessions)
+            except BaseException as error:  # (an error of ours, but the job must not be forgotten)
+                log.exception("job %s", job.job_id)
+                ended = Ended(
+                    outcome.failed(job.job_id, job.claim_id, f"its end could not be told: {type(error).__name__}")
+                )
             with contextlib.suppress(RuntimeError):  # (the loop has been closed: nobody is there to hear it)
                 self._loop.call_soon_threadsafe(done, ended)
 
@@ -300,6 +306,7 @@ class Executor:
 
     def _to_process(self, job: Claimed, attempt: Attempt, done: Callable[[Ended], None]) -> None:
         def ended(said: str | ProcessDied) -> None:
+            job.queued = None
             if job.stop and (said == STOPPED or isinstance(said, ProcessDied)):
                 done(attempt.raised(JobStopped(job.stop[0][1])))
             elif isinstance(said, ProcessDied):
@@ -331,6 +338,10 @@ class Executor:
             return
         at = self._loop.time() + job.timeout.total_seconds()
         heapq.heappush(self._deadlines, (at, next(self._order), job))
+        if len(self._deadlines) > self._most_deadlines:  # (most have ended long before their time)
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].has_ended]
+            heapq.heapify(self._deadlines)
+            self._most_deadlines = 64 + 2 * len(self._deadlines)
         if self._deadlines[0][2] is job:
             self._set_timer()
 
@@ -347,19 +358,13 @@ class Executor:
         self._timer = None
         while self._deadlines and (self._deadlines[0][0] <= self._loop.time() or self._deadlines[0][2].has_ended):
             job = heapq.heappop(self._deadlines)[2]
-            if not job.has_ended:
+            if not job.has_ended and job.queued is None:
                 self._late(job)
         self._set_timer()
 
     def _late(self, job: Claimed) -> None:
         self._overdue.append(job)
         self.stop(job, Stop.TIMEOUT, f"the attempt took longer than its timeout of {job.timeout}")
-
-
-def _cancel_query(connection: Any) -> None:
-    """The thread of a transactional job may wait for the database: its statement ends with an error."""
-    with contextlib.suppress(Exception):
-        connection.cancel_safe(timeout=2.0)
 
 
 def _read(ended: Ended) -> None:
@@ -370,8 +375,3 @@ def _read(ended: Ended) -> None:
     elif ended.error is None:
         words = said.get("error") or said.get("reason") or said["outcome"]
         ended.error = RemoteError(said.get("error_type"), words, said.get("traceback"))
-
-
-def lost_attempts(extra: bytes | None) -> int:
-    """What a claim's `extra` says of workers that died with the job."""
-    return int(json.loads(extra).get("lost_attempts", 0)) if extra else 0

@@ -31,13 +31,16 @@ def raised(
     conflict: bool = False,
 ) -> str:
     """The handler has raised `error`; `final`: once more would change nothing; `conflict`: its transaction met another's."""
-    frames = "".join(traceback.format_exception(error))
+    try:
+        words, frames = str(error), "".join(traceback.format_exception(error))
+    except BaseException:  # (an exception's own code may raise anything)
+        words, frames = "its text cannot be made", ""
     fields: dict[str, Any] = {
         "job_id": job_id,
         "claim_id": claim_id,
         "outcome": "failed" if final else "conflict" if conflict else "retry",
         "error_type": type(error).__qualname__,
-        "error": _clean(str(error), _ERROR_CHARS),
+        "error": _clean(words, _ERROR_CHARS),
         "traceback": _clean(frames, _TRACEBACK_CHARS),
     }
     if retry is not None:

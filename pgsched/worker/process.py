@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from pgsched.errors import UsageError
 from pgsched.exit_code import ExitCode
 from pgsched.supervisor.board import HURRY
+from pgsched.worker.attempt import contained
 from pgsched.worker.lifecycle import Worker
-from pgsched.worker.processes.child import INSIDE
+from pgsched.worker.processes import child
 from pgsched.worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,13 +42,15 @@ def run_worker(
     does not return), the process is ended without waiting for it, with `ExitCode.STILL_RUNNING`. `restore_signals` False leaves
     both signals ignored afterwards, for a process that ends with this code.
     """
-    if os.environ.get(INSIDE) == str(os.getpid()):
+    if child.inside == os.getpid():
         raise UsageError(
             "run_worker() was called while the main module is imported by one of the worker's own processes: "
             'put it under if __name__ == "__main__":'
         )
     worker_settings = settings or Settings(**options)
 
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # (else no process of its own could be waited for)
     signals = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.getsignal(number) for number in signals}
 
@@ -57,6 +60,7 @@ def run_worker(
         threads = ThreadPoolExecutor(worker_settings.concurrency + 32, thread_name_prefix="pgsched-loop")
         loop = asyncio.get_running_loop()
         loop.set_default_executor(threads)
+        loop.set_task_factory(contained)
         for number in signals:
             loop.add_signal_handler(number, worker.stop if parent is None else worker.drain)
         if parent is not None:

@@ -1,56 +1,54 @@
 """The connections of transactional jobs: one each, whose transaction is committed with the job's success or not at all.
 
 Such a session holds no lock of the worker. What makes it safe is in sql/functions/transactional.sql: the transaction ends its own
-row in running, or cannot commit.
+row in running, or cannot commit. The handler works through an object of its own that is cut off from the session when the handler
+has ended, so that nothing that it left behind can reach the commit, or the next job.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import psycopg
-from psycopg_pool import AsyncConnectionPool, ConnectionPool
+from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.pq.abc import PGconn
 
+from pgsched.bounds import network_wishes
 from pgsched.calls import Calls
 from pgsched.errors import TransactionEnded
 
-ISOLATION = {
-    "read committed": psycopg.IsolationLevel.READ_COMMITTED,
-    "repeatable read": psycopg.IsolationLevel.REPEATABLE_READ,
-    "serializable": psycopg.IsolationLevel.SERIALIZABLE,
-}
+ISOLATION = ("read committed", "repeatable read", "serializable")
 """The isolation levels that a transactional task may ask for."""
 
-_WAIT_S = 30.0
-_CLOSE_S = 2.0
-# A link that was cut is noticed within seconds, also while a statement runs.
+_IDLE_S = 60.0
+_PATIENCE_S = 15
+# A link that was cut is noticed within seconds, also while a statement runs; by the server too (`_BOUNDS`).
 _NETWORK: dict[str, Any] = {
     "connect_timeout": 10,
     "keepalives_idle": 5,
     "keepalives_interval": 3,
     "keepalives_count": 3,
-    "tcp_user_timeout": 15_000,
+    "tcp_user_timeout": _PATIENCE_S * 1000,
 }
+# (Each by itself: a managed server may refuse one, which must not end the transaction.)
+_BOUNDS = "".join(
+    f"begin set {wish}; exception when others then null; end; " for _, wish, _ in network_wishes(_PATIENCE_S)
+)
 
 
 class Gate:
-    """Who may end the transaction: whoever runs the job, but not the handler."""
+    """A handler may not end its transaction. A call that it was refused is remembered, also where it swallowed the error."""
 
     def __init__(self) -> None:
-        self._holds = False
         self._is_quiet = False
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """The handler has the connection meanwhile."""
-        self._holds = True
-        try:
-            yield
-        finally:
-            self._holds = False
+        self.refused: str | None = None
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
@@ -61,116 +59,169 @@ class Gate:
         finally:
             self._is_quiet = before
 
-    def passes(self, what: str) -> bool:
-        """Whether this may be done. Raises `TransactionEnded` in the handler."""
-        if self._is_quiet:
-            return False
-        if self._holds:
+    def refuse(self, what: str) -> None:
+        """Raise `TransactionEnded` in the handler."""
+        if not self._is_quiet:
+            self.refused = what
+            self.complain()
+
+    def complain(self) -> None:
+        """Raise `TransactionEnded` if a call was refused."""
+        if self.refused is not None:
             raise TransactionEnded(
-                f"{what}() on the connection of a transactional job: what the handler writes is committed with its success; "
+                f"{self.refused}() on the connection of a transactional job: what it writes is committed with its success; "
                 "return to commit, raise to roll back, use connection.transaction() for savepoints"
             )
-        return True
+
+
+class _CutOff:
+    """In place of the session, once the handler has ended."""
+
+    status = ConnStatus.BAD
+
+    def __getattr__(self, name: str) -> Any:
+        raise psycopg.OperationalError("the job that this connection was made for has ended")
 
 
 class JobConnection(psycopg.Connection[Any]):
-    """The connection of a transactional `def` task: a handler cannot commit, roll back or close it."""
+    """The connection of a transactional `def` task, as its handler has it: it cannot commit, roll back or close."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, pgconn: PGconn) -> None:
+        super().__init__(pgconn)
         self.gate = Gate()
 
     def commit(self) -> None:
         """Not for handlers."""
-        if self.gate.passes("commit"):
-            super().commit()
+        self.gate.refuse("commit")
 
     def rollback(self) -> None:
         """Not for handlers."""
-        if self.gate.passes("rollback"):
-            super().rollback()
+        self.gate.refuse("rollback")
 
     def close(self) -> None:
         """Not for handlers."""
-        if self.gate.passes("close"):
-            super().close()
+        self.gate.refuse("close")
+
+    def cut_off(self) -> bool:
+        """From now on this object reaches nothing. False where a statement was left open on it: then the session is lost."""
+        is_free = self.lock.acquire(blocking=False)
+        left = not is_free or _is_in_use(self)
+        self.pgconn, self._autocommit = _CutOff(), False  # type: ignore[assignment]
+        if is_free:
+            self.lock.release()
+        return not left
 
 
 class AsyncJobConnection(psycopg.AsyncConnection[Any]):
-    """The connection of a transactional `async def` task."""
+    """`JobConnection` of an `async def` task."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, pgconn: PGconn) -> None:
+        super().__init__(pgconn)
         self.gate = Gate()
 
     async def commit(self) -> None:
         """Not for handlers."""
-        if self.gate.passes("commit"):
-            await super().commit()
+        self.gate.refuse("commit")
 
     async def rollback(self) -> None:
         """Not for handlers."""
-        if self.gate.passes("rollback"):
-            await super().rollback()
+        self.gate.refuse("rollback")
 
     async def close(self) -> None:
         """Not for handlers."""
-        if self.gate.passes("close"):
-            await super().close()
+        self.gate.refuse("close")
+
+    def cut_off(self) -> bool:
+        """As of `JobConnection`."""
+        left = self.lock.locked() or _is_in_use(self)
+        self.pgconn, self._autocommit = _CutOff(), False  # type: ignore[assignment]
+        return not left
+
+
+def _is_in_use(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """Whether it is in the middle of a statement, a COPY, a pipeline."""
+    return connection._pipeline is not None or connection.pgconn.transaction_status == TransactionStatus.ACTIVE
 
 
 class JobSessions:
-    """The connections of a worker's transactional jobs: at most `size`, opened when they are needed, kept for a minute."""
+    """The sessions of a worker's transactional jobs: at most `size` at once, opened when they are needed, kept for a minute.
+
+    What is handed out is a connection in autocommit mode to begin and end the transaction with; each time a new object over the
+    session, which was reset on the server (DISCARD ALL): nothing of one job is met by the next.
+    """
 
     def __init__(self, dsn: str, calls: Calls, size: int, name: str) -> None:
         self.calls = calls
+        self.places = asyncio.Semaphore(size)
+        """To be held on the loop by who uses a session."""
         self._dsn = dsn
-        self._options: dict[str, Any] = {
-            "min_size": 0,
-            "max_size": size,
-            "timeout": _WAIT_S,
-            "max_idle": 60.0,
-            "name": "pgsched-jobs",
-            "kwargs": {"application_name": f"pgsched job {name}"[:63], **_NETWORK},
-        }
-        self._pool: ConnectionPool[JobConnection] | None = None
-        self._async_pool: AsyncConnectionPool[AsyncJobConnection] | None = None
-
-    def open(self) -> None:
-        """Make the pools, in the event loop that uses them. Nothing is connected yet."""
-        self._pool = ConnectionPool(self._dsn, connection_class=JobConnection, open=False, **self._options)
-        self._async_pool = AsyncConnectionPool(
-            self._dsn, connection_class=AsyncJobConnection, open=False, **self._options
-        )
+        self._options: dict[str, Any] = {"autocommit": True, "application_name": f"pgsched job {name}"[:63], **_NETWORK}
+        self._idle: deque[tuple[PGconn, float]] = deque()
 
     @contextlib.contextmanager
-    def connection(self) -> Iterator[JobConnection]:
-        """A connection for one job. Raises `psycopg.OperationalError` (PoolTimeout) where none can be had within 30 s."""
-        assert self._pool is not None
-        self._pool.open()
-        connection = self._pool.getconn()
+    def connection(self) -> Iterator[psycopg.Connection[Any]]:
+        """A session for one job, in this thread. Raises `psycopg.OperationalError` where none can be had."""
+        if (pgconn := self._take()) is not None:
+            session = psycopg.Connection[Any](pgconn)
+            session.autocommit = True
+        else:
+            session = psycopg.connect(self._dsn, **self._options)
         try:
-            yield connection
+            yield session
         finally:
-            self._pool.putconn(connection)
+            with contextlib.suppress(psycopg.Error):
+                if not session.closed and session.info.transaction_status == TransactionStatus.IDLE:
+                    session.execute("discard all", prepare=False)
+                    self._put(session)
+            session.close()
 
     @contextlib.asynccontextmanager
-    async def aconnection(self) -> Any:
-        """`connection` for an `async def` task."""
-        assert self._async_pool is not None
-        await self._async_pool.open()
-        connection = await self._async_pool.getconn()
+    async def aconnection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """`connection` on the loop."""
+        if (pgconn := self._take()) is not None:
+            session = psycopg.AsyncConnection[Any](pgconn)
+            await session.set_autocommit(True)
+        else:
+            session = await psycopg.AsyncConnection.connect(self._dsn, **self._options)
         try:
-            yield connection
+            yield session
         finally:
-            await self._async_pool.putconn(connection)
+            with contextlib.suppress(psycopg.Error):
+                if not session.closed and session.info.transaction_status == TransactionStatus.IDLE:
+                    await session.execute("discard all", prepare=False)
+                    self._put(session)
+            await session.close()
 
-    async def close(self) -> None:
-        """Close what is idle; what a job still uses is closed when it gives it back."""
-        if self._pool is not None:
-            await asyncio.to_thread(self._pool.close, _CLOSE_S)
-        if self._async_pool is not None:
-            await self._async_pool.close(_CLOSE_S)
+    def close(self) -> None:
+        """Close what is idle, and what comes back later."""
+        self._options.clear()
+        while self._idle:
+            self._idle.popleft()[0].finish()
+
+    def _take(self) -> PGconn | None:
+        while self._idle:
+            pgconn, since = self._idle.pop()
+            if time.monotonic() - since < _IDLE_S and pgconn.status == ConnStatus.OK:
+                return pgconn
+            pgconn.finish()
+        return None
+
+    def _put(self, session: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+        if self._options:  # (else it is closed)
+            self._idle.append((session.pgconn, time.monotonic()))
+            session.pgconn = _CutOff()  # type: ignore[assignment]
+
+
+def beginning(isolation: str) -> bytes:
+    """The statements that begin a job's transaction, in one message."""
+    return f"begin isolation level {isolation}; do $$ begin {_BOUNDS}end $$".encode()
+
+
+def hang_up(session: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """End a session on which somebody may still be in the middle of a statement: its socket is shut down, and it is let go."""
+    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(session.fileno())) as link:
+        link.shutdown(socket.SHUT_RDWR)
+    session.pgconn = _CutOff()  # type: ignore[assignment]
 
 
 def comes_of(error: BaseException, *kinds: type[psycopg.Error]) -> bool:
@@ -184,5 +235,5 @@ def comes_of(error: BaseException, *kinds: type[psycopg.Error]) -> bool:
         seen.add(id(one))
         if isinstance(one, kinds):
             return True
-        one = getattr(one, "orig", None) or one.__cause__ or one.__context__
+        one = getattr(one, "orig", None) or one.__cause__ or (None if one.__suppress_context__ else one.__context__)
     return False

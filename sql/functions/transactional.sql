@@ -32,22 +32,21 @@ as $$
 #variable_conflict use_column
 declare
     locked bigint[];
+    jobs bigint[];
 begin
     perform session_of(worker_id);
     perform force_durable();
     perform check_claims('begin', claims);
-    locked := array(
-        select r.claim_id
+    select array_agg(r.job_id), coalesce(array_agg(r.claim_id), '{}') into jobs, locked
         from jsonb_to_recordset(claims) g (job_id bigint, claim_id bigint)
             cross join lateral (
-                select r.claim_id from running r
+                select r.job_id, r.claim_id from running r
                 where r.job_id = g.job_id and r.claim_id = g.claim_id and r.worker_id + 0 = $1
                 for update skip locked
-            ) r);
+            ) r;
     update running r
     set transactional = true, started_at = coalesce(r.started_at, clock_timestamp())
-    from jsonb_to_recordset(claims) g (job_id bigint, claim_id bigint)
-    where r.job_id = g.job_id and r.claim_id = g.claim_id and r.claim_id = any (locked) and r.stop_reason is distinct from 'cancel';
+    where r.job_id = any (jobs) and r.claim_id = any (locked) and r.stop_reason is distinct from 'cancel';
     return query
     select g.job_id, g.claim_id,
         coalesce(
@@ -56,7 +55,7 @@ begin
                     when r.claim_id <> all (locked) then 'busy'
                     when r.stop_reason = 'cancel' then 'cancelled'
                     else 'accepted' end
-                from running r where r.job_id = g.job_id and r.claim_id = g.claim_id and r.worker_id = $1
+                from running r where r.job_id = g.job_id and r.claim_id = g.claim_id and r.worker_id + 0 = $1
             ),
             'stale')
     from jsonb_to_recordset(claims) g (job_id bigint, claim_id bigint);
@@ -70,11 +69,12 @@ language plpgsql
 set search_path from current
 as $$
 begin
-    -- (Its items are counted, as jsonpath says nothing of a member that is missing.)
+    -- (Its good items are counted, as jsonpath says nothing of a member that is missing. And 1.0 is no whole number here, as it
+    -- cannot be read as one.)
     if (jsonb_typeof(claims) = 'array' and jsonb_array_length(claims) = jsonb_array_length(jsonb_path_query_array(claims,
             '$[*] ? (@.job_id.type() == "number" && @.job_id.floor() == @.job_id && @.job_id >= 0 && @.job_id <= $most
                 && @.claim_id.type() == "number" && @.claim_id.floor() == @.claim_id && @.claim_id >= 0 && @.claim_id <= $most)',
-            '{"most": 9223372036854775807}'))) is not true then
+            '{"most": 9223372036854775807}')) and claims::text !~ '"(job|claim)_id": [0-9]+[.]') is not true then
         perform refuse('PGS09', format('%s: it takes an array of jobs and claims', what), 'For example [{"job_id": 1, "claim_id": 17592186044417}].');
     end if;
 end

@@ -115,10 +115,11 @@ def test_time_in_front_of_a_busy_process_does_not_count_for_the_timeout(app: Any
 
 
 def test_a_job_that_waits_for_a_process_is_cancelled_without_ever_running(app: Any, dsn: str, connection: Any) -> None:
-    first = executing.stubborn.using(priority=0).enqueue("sleep", 60)
-    second = executing.stubborn.enqueue("sleep", 60)
+    first = executing.stubborn.enqueue("sleep", 60)
     with working(app, dsn, executors=1, grace=GRACE) as worker:
-        worker.wait_until(f"(select count(*) from pgsched.running) = 2 and exists (select from trace where job_id = {first.id})")
+        worker.wait_until(f"exists (select from trace where job_id = {first.id})")
+        second = executing.stubborn.enqueue("sleep", 60)
+        worker.wait_until("(select count(*) from pgsched.running) = 2")
         second.cancel()
         worker.wait_until(ended(second.id))
         first.cancel()
@@ -191,7 +192,7 @@ def test_a_cancel_replaces_a_timeout_and_never_the_reverse(app: Any, dsn: str, c
         ("forks", "succeeded", None),
         ("threads", "succeeded", None),
         ("unpicklable", "failed", "Unpicklable: <unlocked _thread.lock object"),
-        ("no JSON", "failed", "the handler returned a"),
+        ("no JSON", "failed", 'task "misbehaves" returned the object'),
     ],
 )
 def test_what_a_handler_in_a_process_should_not_do_ends_its_own_attempt_alone(

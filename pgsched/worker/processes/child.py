@@ -13,7 +13,6 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import time
 from multiprocessing.connection import Connection
 from types import FrameType
@@ -28,8 +27,8 @@ from pgsched.supervisor.family import adopt_orphans, die_with_parent
 from pgsched.task import AnyTask, Task
 from pgsched.worker import outcome
 from pgsched.worker.attempt import Attempt, Ended, Work
+from pgsched.worker.processes.outlet import Outlet
 from pgsched.worker.processes.page import Page
-from pgsched.worker.processes.progress import Said, Teller
 from pgsched.worker.transaction import JobSessions
 
 STOPPED = "stopped"
@@ -38,16 +37,11 @@ STOPPED = "stopped"
 Locator = tuple[str, str, str]
 """Where a task is: its name, its function's module and qualified name."""
 
-Answer = tuple[int, str, float]
-"""How one job has ended: its claim, its outcome's text, how many seconds it took."""
-
-INSIDE = "PGSCHED_EXECUTOR"
-"""The variable that holds an executor process's own number."""
+inside = 0
+"""The number of this process, where it is an executor."""
 
 IMPORT_S = 60.0
 """How long the import of a task's module may take, which does not count for the attempt's timeout."""
-
-_SEND_EVERY_S = 0.002
 
 
 class Executor:
@@ -58,12 +52,10 @@ class Executor:
         self._page = page
         self._board = board
         self._slot = slot
+        self._outlet = Outlet(link, page)
         self._tasks: dict[str, AnyTask] = {}
         self._running: tuple[int, JobContext] | None = None
-        self._pid = os.getpid()
         self._sessions: JobSessions
-        self._sending = threading.Lock()
-        self._teller = Teller(self._send)
 
     def run(self) -> None:
         """Until the worker closes the link."""
@@ -71,55 +63,47 @@ class Executor:
         logging.basicConfig(level=first["log_level"], format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
         multiprocessing.spawn.prepare(first["main"])
         self._sessions = JobSessions(first["dsn"], Calls(first["schema"]), 1, first["name"])
-        self._sessions.open()
         while True:
             try:
                 chunk = pickle.loads(self._link.recv_bytes())
             except EOFError:
                 return
-            answers: list[Answer] = []
-            sent_at = time.perf_counter()
             for locator, work in chunk:
-                began = time.perf_counter()
-                text = self._one(locator, work)
-                if os.getpid() != self._pid:
-                    os._exit(0)  # (the handler has forked, and this is the copy: it has no business here)
-                at = time.perf_counter()
-                answers.append((work.claim_id, text, at - began))
-                if at - sent_at > _SEND_EVERY_S:
-                    self._send(answers)
-                    answers, sent_at = [], time.perf_counter()
-            if answers:
-                self._send(answers)
+                self._one(locator, work)
+            self._outlet.flush()
 
-    def _send(self, what: list[Answer] | Said) -> None:
-        with self._sending:
-            self._link.send_bytes(pickle.dumps(what))
-
-    def _one(self, locator: Locator, work: Work) -> str:
+    def _one(self, locator: Locator, work: Work) -> None:
         context = JobContext(work.job_id, locator[0], work.attempt, work.claim_id, work.lost_attempts)
-        context._report = functools.partial(self._teller.report, work.claim_id)
-        if signal.getsignal(signal.SIGTERM) != self._told:
-            signal.signal(signal.SIGTERM, self._told)  # (a handler may have taken it for itself)
+        context._report = functools.partial(self._outlet.report, work.claim_id)
+        self._reset_signals()
         known = locator[0] in self._tasks
+        began = time.perf_counter()
         self._page.begin(work.claim_id, now() if known else now() + IMPORT_S)
         if self._board is not None:
             self._board.put(self._slot, work.claim_id, work.lost_attempts > 0)
         try:
+            self._running = work.claim_id, context
             attempt = Attempt(self._task(locator), work, context)
             if not known:
                 self._page.since = now()
-            self._running = work.claim_id, context
             ended = attempt.run(self._sessions)
             self._running = None
-        except BaseException as error:  # (the word to stop may come at the very end)
+        except BaseException as error:  # (the word to stop may come at the very beginning, or the very end)
             self._running = None
             is_final = isinstance(error, TaskError)
             ended = Ended(outcome.raised(work.job_id, work.claim_id, error, None, final=is_final), error=error)
+        text = STOPPED if context._stop and isinstance(ended.error, JobStopped) else ended.text
+        self._outlet.answer((work.claim_id, text, time.perf_counter() - began))
         self._page.end()
         if self._board is not None:
             self._board.put(self._slot, 0, False)
-        return STOPPED if context._stop and isinstance(ended.error, JobStopped) else ended.text
+
+    def _reset_signals(self) -> None:
+        """What the handler before has left: a way of its own with SIGTERM, an alarm."""
+        if signal.getsignal(signal.SIGTERM) != self._told:
+            signal.signal(signal.SIGTERM, self._told)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _task(self, locator: Locator) -> AnyTask:
         if (task := self._tasks.get(locator[0])) is None:
@@ -155,7 +139,8 @@ def find(name: str, module: str, qualname: str) -> AnyTask:
 def main() -> None:
     """Run as an executor process."""
     link, page, board, slot, parent = map(int, sys.argv[1:])
-    os.environ[INSIDE] = str(os.getpid())
+    global inside
+    inside = os.getpid()
     die_with_parent(parent)
     adopt_orphans()  # (what a handler starts stays below this process, whatever becomes of its parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

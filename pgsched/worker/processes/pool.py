@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import signal
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from pgsched.errors import ProcessDied
 from pgsched.lease import now
 from pgsched.supervisor.board import Board
 from pgsched.worker.attempt import Work
-from pgsched.worker.processes.child import Answer, Locator
+from pgsched.worker.processes.child import STOPPED, Locator
 from pgsched.worker.processes.member import Kind, Member
+from pgsched.worker.processes.outlet import Answer
 
 _CHUNK_S = 0.005
 _MOST_IN_CHUNK = 64
@@ -36,9 +37,9 @@ class Queued:
     report: Callable[[float | None, str | None], None]
     """Called in the member's thread with what it says of its progress."""
     tries: int = 0
-    must_end_at: float | None = None
-    """When its process is killed, once it was told to stop."""
-    told: bool = field(default=False)
+    grace_s: float | None = None
+    """It is to end: so long after its handler was told its process is killed."""
+    told_at: float | None = None
 
 
 class ProcessPool:
@@ -74,8 +75,8 @@ class ProcessPool:
             if queued in self._queue:
                 self._queue.remove(queued)
                 return True
-        if queued.must_end_at is None:
-            queued.must_end_at = now() + grace_s
+        if queued.grace_s is None:
+            queued.grace_s = grace_s
         self.look()
         return False
 
@@ -83,23 +84,28 @@ class ProcessPool:
         """Tell and kill what must end, and find what is late; whether there may be something to look at again soon."""
         again = False
         at = now()
-        for member in self._members:
+        for member in list(self._members):
             claim, since = member.page.claim, member.page.since
             for queued in list(member.chunk):
-                if queued.timeout_s is None and queued.must_end_at is None:
+                if queued.timeout_s is None and queued.grace_s is None:
                     continue
                 again = True
                 if queued.work.claim_id != claim:
                     continue  # (it waits in its chunk, or has just ended)
-                if queued.must_end_at is None:
+                if queued.grace_s is None:
                     if at - since >= (queued.timeout_s or 0.0):
                         queued.late()
-                elif at >= queued.must_end_at:
-                    member.kill()
-                elif not queued.told:
-                    queued.told = True
+                elif queued.told_at is None:
+                    queued.told_at = at
                     member.tell(claim)
+                elif at - queued.told_at >= queued.grace_s:
+                    member.kill_soon(claim)
         return again or any(queued.timeout_s is not None for queued in self._queue)
+
+    def gone(self, member: Member) -> None:
+        """This one has come to its end before its time. Called in its thread."""
+        with contextlib.suppress(ValueError):
+            self._members.remove(member)
 
     def close(self, timeout_s: float = 0.0) -> None:
         """Let the processes end; those that do not within `timeout_s` are killed."""
@@ -107,7 +113,7 @@ class ProcessPool:
             self._closed = True
             self._condition.notify_all()
         until = now() + timeout_s
-        for member in self._members:
+        for member in list(self._members):
             if not member.join(max(0.0, until - now())):
                 member.kill()
                 member.join(1.0)
@@ -127,7 +133,7 @@ class ProcessPool:
             self._idle -= 1
             if not self._queue:
                 return None
-            chunk = [self._queue.popleft()]
+            member.chunk = chunk = [self._queue.popleft()]
             share = len(self._queue) // max(1, len(self._members))
             spent = self._seconds.get(chunk[0].locator[0], _CHUNK_S)
             while self._queue and len(chunk) < min(_MOST_IN_CHUNK, share):
@@ -150,9 +156,8 @@ class ProcessPool:
 
         self._post(tell)
 
-    def died(self, lost: Sequence[Queued], current: int, code: int | None) -> None:
-        """The process ended with `code` while `current` ran; what else had begun has ended without its answer being heard."""
-        how = _how(code)
+    def died(self, lost: Sequence[Queued], current: int, how: str) -> None:
+        """The process ended while `current` ran; what else had begun has ended without its answer being heard."""
 
         def tell() -> None:
             for queued in lost:
@@ -164,13 +169,16 @@ class ProcessPool:
         if lost:
             self._post(tell)
 
-    def again(self, unbegun: Sequence[Queued], code: int | None) -> None:
-        """These had not begun: another process runs them, unless too many have ended in vain."""
+    def again(self, unbegun: Sequence[Queued], how: str, *, in_vain: bool) -> None:
+        """These had not begun: another process runs them, unless too many have ended before anything could begin in them."""
         for queued in reversed(unbegun):
-            queued.tries += 1
+            queued.tries += in_vain
+            if queued.grace_s is not None:
+                self._post(partial(queued.ended, STOPPED))
+                continue
             if queued.tries >= _MOST_TRIES:
                 error = ProcessDied(
-                    f"{queued.tries} processes ended before it could begin in them, the last one: {_how(code)}"
+                    f"{queued.tries} processes ended before it could begin in them, the last one: {how}"
                 )
                 self._post(partial(queued.ended, error))
                 continue
@@ -183,11 +191,3 @@ class ProcessPool:
             self._loop.call_soon_threadsafe(call)
         except RuntimeError:  # (the loop has been closed: nobody is there to hear it)
             return
-
-
-def _how(code: int | None) -> str:
-    if code is None:
-        return "it could not be started"
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exit code {code}"

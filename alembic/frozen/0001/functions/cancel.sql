@@ -10,6 +10,13 @@ create or replace function cancel_many(job_ids bigint[], reason text default nul
 returns table (job_id bigint, was text)
 language plpgsql security definer
 set search_path from current
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set jit = off
+set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare
@@ -19,18 +26,18 @@ declare
     id bigint;
 begin
     perform require_read_committed();
-    if job_ids is null or array_position(job_ids, null) is not null then
-        perform refuse('PGS09', 'cancel: a job''s id is null', 'Name the jobs to cancel.');
+    if job_ids is null or array_ndims(job_ids) > 1 or array_position(job_ids, null) is not null then
+        perform refuse('PGS09', 'cancel: it takes an array of jobs'' ids, none of them null', 'Name the jobs to cancel.');
     end if;
     begin
         for id in select distinct i from unnest(job_ids) i order by i loop
-            state := cancel_one(id, reason);
+            state := cancel_one(id, left(reason, 500));
             if state is not null then
                 jobs := jobs || id;
                 states := states || state;
             end if;
         end loop;
-        if dry_run then
+        if dry_run is distinct from false then
             raise exception using errcode = 'PGDRY', message = 'dry run';
         end if;
     exception when sqlstate 'PGDRY' then

@@ -10,8 +10,9 @@
 --   conflict    {error_type?, error?, traceback?}   its transaction met another's (40001, 40P01): it runs again after a moment
 --               and the attempt is not charged; after max_conflicts of them in one attempt this is a retry as above
 --   broken      {reason, last_session}   the connection of its transaction ended: back to ready at once, the attempt is not
---               charged; where the session that says so is older than the break (its number is at most last_session), the
---               handler may have caused it, which is charged as its worker's death would be
+--               charged; where the session that says so is older than the break (its number is at most last_session), or it
+--               has happened max_conflicts times in this attempt (a handler may end the whole server), the handler may have
+--               caused it, which is charged as its worker's death would be
 --   lost        {reason, begun, charged}   its worker died (only rescue() may say so)
 -- `begun` says whether the handler had begun (else: where started_at is set): then expires_at is over.
 -- A running job that was told to cancel ends as cancelled whatever is reported.
@@ -78,7 +79,9 @@ begin
                 for update skip locked
             ) r
             cross join lateral (
-                select case g.outcome when 'lost' then coalesce(g.charged, false) when 'broken' then coalesce(my_session <= g.last_session, false) else false end as died
+                select case g.outcome when 'lost' then coalesce(g.charged, false) when 'broken' then coalesce(my_session <= g.last_session, false) or (
+                        select count(*) from attempt_log a where a.job_id = g.job_id and a.attempt = r.attempt and a.state = 'broken'
+                    ) >= (select (value #>> '{}')::integer from setting where name = 'max_conflicts') else false end as died
             ) d
     ),
     settled as materialized (
@@ -200,7 +203,7 @@ begin
                     from attempt_log a where a.job_id = g.job_id and a.claim_id = g.claim_id
                 ),
                 (select 'already' from finished f where f.job_id = g.job_id and f.claim_id = g.claim_id and f.worker_id = $1),
-                (select 'busy' from running r where r.job_id = g.job_id and r.claim_id = g.claim_id and r.worker_id = $1),
+                (select 'busy' from running r where r.job_id = g.job_id and r.claim_id = g.claim_id and r.worker_id + 0 = $1),
                 'stale'),
             null::integer, null::bigint, g.job_id, g.claim_id, null::integer, null::text, null::jsonb, null::interval, null::jsonb
         from jsonb_to_recordset(results) g (job_id bigint, claim_id bigint, outcome text)

@@ -3,7 +3,9 @@
 create table setting (
     name text primary key,
     value jsonb not null,
-    description text not null
+    description text not null,
+    constraint setting_value_is_a_count check
+        (jsonb_typeof(value) = 'number' and (value #>> '{}')::numeric = trunc((value #>> '{}')::numeric) and (value #>> '{}')::numeric between 0 and 2147483647)
 );
 comment on table setting is 'Numbers that an operator may change with UPDATE; read by the functions at each call.';
 comment on column setting.name is 'The setting''s name, as the documentation spells it.';
@@ -14,7 +16,7 @@ insert into setting (name, value, description) values
     ('max_args_bytes', '1048576', 'Largest size of one job''s arguments in bytes, as stored (jsonb). Default 1048576 (1 MiB).'),
     ('max_result_bytes', '1048576', 'Largest size of what one job''s handler returned in bytes, as stored (jsonb). Default 1048576 (1 MiB).'),
     ('max_lost_attempts', '3', 'How many workers may die while they run one job before the job ends as failed. Default 3.'),
-    ('max_conflicts', '100', 'How often one attempt may be repeated uncharged because its transaction met another''s (40001, 40P01). Default 100.');
+    ('max_conflicts', '100', 'How often one attempt may be repeated uncharged because its transaction met another''s (40001, 40P01), or its connection ended. Default 100.');
 
 create table installation (
     only_row boolean primary key default true check (only_row),

@@ -1,0 +1,44 @@
+"""One claimed job, as its worker knows it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from pgsched.context import Stop
+from pgsched.task import AnyTask
+from pgsched.worker.processes.pool import Queued
+
+
+@dataclass(slots=True, eq=False)
+class Claimed:
+    """One claimed job, from the claim to the acknowledged finish."""
+
+    job_id: int
+    claim_id: int
+    attempt: int
+    task: AnyTask
+    args: bytes
+    timeout: timedelta | None
+    lost_attempts: int = 0
+    handler: asyncio.Task[None] | None = None
+    """What runs it on the loop, where something does."""
+    queued: Queued | None = None
+    """Its place in front of the processes, where it runs in one."""
+    waits: bool = False
+    """The loop waits for a thread or a process, which cancelling `handler` would not end."""
+    has_begun: bool = False
+    has_ended: bool = False
+    busy: int = 0
+    cancel_statement: Callable[[], None] | None = None
+    """Ends what a transactional handler in a thread waits for in the database."""
+    stop: list[tuple[Stop, str]] = field(default_factory=list)
+    """Why it is to end before its time; the handler sees it as `current_job().stopping`."""
+
+
+def lost_attempts(extra: bytes | None) -> int:
+    """What a claim's `extra` says of workers that died with the job."""
+    return int(json.loads(extra).get("lost_attempts", 0)) if extra else 0
