@@ -16,7 +16,7 @@ so (`stale`), and one whose answer was lost can be sent again (`already`).
 That the lock can be taken exclusively proves that Postgres has ended everything the worker had sent. Together with the
 word of whoever reaped the process it is the ground on which a dead worker's jobs are put back.
 
-*What nobody can promise.* A handler's effects outside Postgres happen at least once: a worker can die after the effect
+*What nobody can promise.* A handler's effects outside its own transaction happen at least once: a worker can die after the effect
 and before its report. `current_job().fence` is the token by which another system can refuse the older of two.
 """
 

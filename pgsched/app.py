@@ -70,6 +70,7 @@ class App:
         executor: Literal["thread", "process"] | None = None,
         transactional: bool = False,
         isolation: Literal["read committed", "repeatable read", "serializable"] = "read committed",
+        output: Literal["inherit", "keep", "discard"] = "inherit",
     ) -> TaskDecorator: ...
     def task(
         self,
@@ -84,6 +85,7 @@ class App:
         executor: Literal["thread", "process"] | None = None,
         transactional: bool = False,
         isolation: Literal["read committed", "repeatable read", "serializable"] = "read committed",
+        output: Literal["inherit", "keep", "discard"] = "inherit",
     ) -> Any:
         """Make a task of a function, `async def` or `def`: `@app.task` or `@app.task(...)`.
 
@@ -98,6 +100,8 @@ class App:
         transactional   what the handler writes through `current_job().connection` is committed with the job's success, or
                   not at all: exactly once
         isolation of that transaction
+        output    of a task in a process of its own: "keep" logs the end of what each job prints (16 kB) and shows it after the
+                  traceback of an attempt that failed; "discard" drops it; else it goes where the worker's own goes
 
         Raises `TaskError` for a doubled name, or a signature whose arguments cannot be stored by name.
         """
@@ -111,13 +115,15 @@ class App:
             max_attempts=retry.max_attempts if retry else None,
             timeout=self._timeout if timeout is None else timeout,
         )
-        running = Running(executor, transactional, isolation)
+        running = Running(executor, transactional, isolation, output)
         if executor not in (None, "thread", "process"):
             raise TaskError(f'@task: executor is {executor!r}: it is "thread" or "process"')
         if isolation not in ("read committed", "repeatable read", "serializable"):
             raise TaskError(
                 f'@task: isolation is {isolation!r}: it is "read committed", "repeatable read" or "serializable"'
             )
+        if output not in ("inherit", "keep", "discard"):
+            raise TaskError(f'@task: output is {output!r}: it is "inherit", "keep" or "discard"')
         hidden = (secret,) if isinstance(secret, str) else tuple(secret)
         decorator = TaskDecorator(self, name, defaults, retry, hidden, running)
         return decorator if function is None else decorator(function)

@@ -50,11 +50,13 @@ class Running:
     executor       "thread" or "process"; None: as its worker's setting says (`async def` tasks run on the event loop)
     transactional  the handler works in a transaction that is committed with the job's success
     isolation      that transaction's isolation level
+    output         what becomes of what it prints in a process of its own: "inherit", "keep" or "discard"
     """
 
     executor: str | None = None
     transactional: bool = False
     isolation: str = "read committed"
+    output: str = "inherit"
 
 
 class Task(Generic[P, C, R]):
@@ -78,6 +80,7 @@ class Task(Generic[P, C, R]):
         self.executor = running.executor
         self.transactional = running.transactional
         self.isolation = running.isolation
+        self.output = running.output
         self.arguments = Arguments(name, function, secret)
         self.returned = Returned(name, function)
         self._defaults = defaults

@@ -55,6 +55,8 @@ class Work:
     lost_attempts: int
     last_session: int
     """The number of the worker's newest work session when the attempt began."""
+    output: str
+    """What becomes of what it prints in a process of its own: inherit, keep or discard."""
 
 
 @dataclass(slots=True)

@@ -121,7 +121,15 @@ class Executor:
             job.job_id, job.task.name, job.attempt, job.claim_id, job.lost_attempts, self._means.state, job.stop
         )
         context._report = functools.partial(self._means.report, job.job_id, job.claim_id)
-        work = Work(job.job_id, job.claim_id, job.attempt, job.args, job.lost_attempts, self._means.last_session())
+        work = Work(
+            job.job_id,
+            job.claim_id,
+            job.attempt,
+            job.args,
+            job.lost_attempts,
+            self._means.last_session(),
+            job.task.output,
+        )
         attempt = Attempt(job.task, work, context)
         job.cancel_statement = attempt.cancel_statement
         slot = None

@@ -209,6 +209,18 @@ def test_what_a_handler_in_a_process_should_not_do_ends_its_own_attempt_alone(
         assert found[bad.id][2] == "forks", "the copy's answer counts for nothing"
 
 
+def test_what_a_job_prints_in_a_process_is_kept_with_its_error_or_dropped(app: Any, dsn: str, connection: Any, capfd: Any) -> None:
+    executing.prints_and_fails.enqueue("héllo")
+    executing.prints_and_fails.enqueue("x" * 2**19, 40)
+    executing.prints_into_nothing.enqueue(100)
+    work_until(app, dsn, ENDED, executors=1)
+    assert [state for (state,) in rows(connection, "state")] == ["failed", "failed", "succeeded"]
+    small, large = (text for (text,) in connection.execute("select traceback from pgsched.job_errors order by job_id"))
+    assert small.endswith("ValueError: after that\n\nIt has printed:\na child\nhéllo\n")
+    assert "bytes left out] ...xxxx" in large and len(large) < 20_000
+    assert "xxxx" not in capfd.readouterr().out
+
+
 def test_large_arguments_and_results_pass_through_a_process(app: Any, dsn: str, connection: Any) -> None:
     executing.takes.enqueue("x" * 1_000_000)
     executing.large.enqueue(1)

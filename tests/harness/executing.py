@@ -216,6 +216,21 @@ def _hidden() -> Any:
 hidden = _hidden()  # (its function's qualified name leads nowhere)
 
 
+@app.task(executor="process", output="keep")
+def prints_and_fails(what: str, times: int = 1) -> None:
+    subprocess.run(["echo", "a child"], check=True)
+    for _ in range(times):
+        print(what)
+    raise ValueError("after that")
+
+
+@app.task(executor="process", output="discard")
+def prints_into_nothing(megabytes: int) -> str:
+    for _ in range(megabytes):
+        print("x" * 2**20)
+    return "done"
+
+
 # ---- Transactions. (The table `effect` is the tests'.)
 
 

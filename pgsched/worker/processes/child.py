@@ -28,6 +28,7 @@ from pgsched.task import AnyTask, Task
 from pgsched.worker import outcome
 from pgsched.worker.attempt import Attempt, Ended, Work
 from pgsched.worker.processes.outlet import Outlet
+from pgsched.worker.processes.output import Output
 from pgsched.worker.processes.page import Page
 from pgsched.worker.transaction import JobSessions
 
@@ -53,6 +54,7 @@ class Executor:
         self._board = board
         self._slot = slot
         self._outlet = Outlet(link, page)
+        self._output = Output()
         self._tasks: dict[str, AnyTask] = {}
         self._running: tuple[int, JobContext] | None = None
         self._sessions: JobSessions
@@ -81,6 +83,17 @@ class Executor:
         self._page.begin(work.claim_id, now() if known else now() + IMPORT_S)
         if self._board is not None:
             self._board.put(self._slot, work.claim_id, work.lost_attempts > 0)
+        with self._output.caught(work.output):
+            ended = self._attempt(locator, work, context, known=known)
+        text = self._output.into(work.job_id, ended.text)
+        if context._stop and isinstance(ended.error, JobStopped):
+            text = STOPPED
+        self._outlet.answer((work.claim_id, text, time.perf_counter() - began))
+        self._page.end()
+        if self._board is not None:
+            self._board.put(self._slot, 0, False)
+
+    def _attempt(self, locator: Locator, work: Work, context: JobContext, *, known: bool) -> Ended:
         try:
             self._running = work.claim_id, context
             attempt = Attempt(self._task(locator), work, context)
@@ -92,11 +105,7 @@ class Executor:
             self._running = None
             is_final = isinstance(error, TaskError)
             ended = Ended(outcome.raised(work.job_id, work.claim_id, error, None, final=is_final), error=error)
-        text = STOPPED if context._stop and isinstance(ended.error, JobStopped) else ended.text
-        self._outlet.answer((work.claim_id, text, time.perf_counter() - began))
-        self._page.end()
-        if self._board is not None:
-            self._board.put(self._slot, 0, False)
+        return ended
 
     def _reset_signals(self) -> None:
         """What the handler before has left: a way of its own with SIGTERM, an alarm."""
