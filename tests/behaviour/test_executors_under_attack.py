@@ -136,13 +136,15 @@ def test_a_middleware_around_a_job_in_a_process_ends_with_its_time_and_by_a_canc
     app: Any, dsn: str, connection: Any, where: str, how: str
 ) -> None:
     with working(executing.surrounded, dsn, executors=1, grace=GRACE) as worker:
+        busy = executing.keeps_it_busy.enqueue()  # (time in front of a process does not count)
+        worker.wait_until("exists (select from trace)")
         task = {"before": executing.lingers_before, "after": executing.lingers_after}[where]
         job = (task.using(timeout=executing.SECOND) if how == "timeout" else task).enqueue()
         if how == "cancel":
             worker.wait_until("exists (select from trace where what = 'lingers')")
             job.cancel("enough")
-        worker.wait_until(ended(job.id))
-    assert rows(connection) == [("failed", LATE) if how == "timeout" else ("cancelled", "cancelled: enough")]
+        worker.wait_until(ended(busy.id, job.id))
+    assert rows(connection)[1] == (("failed", LATE) if how == "timeout" else ("cancelled", "cancelled: enough"))
     assert traces(connection, job) == {"before": ["lingers"], "after": ["runs", "lingers"]}[where]
 
 

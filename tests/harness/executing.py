@@ -486,10 +486,11 @@ async def ignores_children() -> None:
 
 
 @app.task
-def steals_an_end() -> None:
+def steals_an_end() -> int:
     begins()
     with contextlib.suppress(ChildProcessError):
-        os.wait()
+        return os.wait()[0]
+    return 0
 
 
 @app.task(executor="process")
@@ -531,3 +532,8 @@ def lingers_before() -> None:
 @surrounded.task(executor="process")
 def lingers_after() -> None:
     record("runs", pgsched.current_job().id)
+
+
+@surrounded.task(executor="process")
+def keeps_it_busy() -> None:
+    sleep(2)
