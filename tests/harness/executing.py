@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import itertools
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -409,3 +410,145 @@ def moves(amount: int) -> int:
 def isolation_of() -> list[str]:
     connection = pgsched.current_job().connection
     return [connection.execute(f"show {name}").fetchone()[0] for name in ("transaction_isolation",)]
+
+
+# ---- What an adversary does (behaviour/test_executors_under_attack.py).
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise Unspeakable
+
+
+@app.task
+def unspeakable_in_thread() -> None:
+    raise Unspeakable
+
+
+@app.task
+async def unspeakable_on_loop() -> None:
+    raise Unspeakable
+
+
+@app.task(executor="process")
+def unspeakable_in_process() -> None:
+    raise Unspeakable
+
+
+@app.task
+async def exits_in_a_task() -> None:
+    async def exits() -> None:
+        sys.exit(3)
+
+    await asyncio.create_task(exits())
+
+
+@app.task(executor="process")
+def short(i: int, crashes: bool = False) -> int:
+    if crashes:
+        os._exit(7)
+    return i
+
+
+@app.task(executor="process")
+def dies_and_leaves(what: str) -> None:
+    if what == "a copy":
+        if (pid := os.fork()) == 0:
+            os.setsid()
+            time.sleep(120)
+            os._exit(0)
+    else:
+        pid = subprocess.Popen(["sleep", "120"], start_new_session=True).pid
+    record(f"child {pid}", pgsched.current_job().id)
+    os._exit(9)
+
+
+def forks() -> None:
+    """Both come back from here: the copy at once, the handler itself when the copy has ended."""
+    if (pid := os.fork()) == 0:
+        return
+    until = time.monotonic() + 5
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > until:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    raise ValueError("no")
+
+
+@app.task(transactional=True)
+def forks_in_transaction(i: int) -> None:
+    job = pgsched.current_job()
+    job.connection.execute("insert into effect (i, job_id) values (%s, %s)", (i, job.id))
+    forks()
+
+
+@app.task(transactional=True, executor="process")
+def forks_in_transaction_in_process(i: int) -> None:
+    forks_in_transaction(i)
+
+
+@app.task(executor="process", timeout=SECOND)
+def forks_in_time() -> str:
+    if os.fork() == 0:
+        return "the copy"
+    time.sleep(60)
+    return "never"
+
+
+@app.task
+async def ignores_children() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+@app.task
+def steals_an_end() -> int:
+    begins()
+    with contextlib.suppress(ChildProcessError):
+        return os.wait()[0]
+    return 0
+
+
+@app.task(executor="process")
+def leaves_an_alarm() -> int:
+    signal.alarm(1)
+    return os.getpid()
+
+
+@app.task(executor="process")
+def naps(seconds: float = 0) -> int:
+    if seconds:
+        sleep(seconds)
+    return os.getpid()
+
+
+surrounded = pgsched.App("surrounded")
+
+
+@surrounded.middleware
+async def lingers(job: pgsched.JobContext, run: Callable[[], Awaitable[Any]]) -> Any:
+    if "before" in job.task:
+        await linger(job)
+    result = await run()
+    if "after" in job.task:
+        await linger(job)
+    return result
+
+
+async def linger(job: pgsched.JobContext) -> None:
+    await asyncio.to_thread(record, "lingers", job.id)
+    await asyncio.sleep(60)
+
+
+@surrounded.task(executor="process")
+def lingers_before() -> None:
+    record("runs", pgsched.current_job().id)
+
+
+@surrounded.task(executor="process")
+def lingers_after() -> None:
+    record("runs", pgsched.current_job().id)
+
+
+@surrounded.task(executor="process")
+def keeps_it_busy() -> None:
+    sleep(2)

@@ -116,11 +116,11 @@ def make_trace(dsn: str) -> None:
 
 
 @contextlib.contextmanager
-def child(dsn: str, *options: str, quiet: bool = True) -> Iterator[ChildWorker]:
-    """A worker process on the tests' App; reaped and, if need be, rescued at the end."""
+def child(dsn: str, *options: str, quiet: bool = True, target: str = "harness.apps:app") -> Iterator[ChildWorker]:
+    """A worker process on the tests' App, or another; reaped and, if need be, rescued at the end."""
     here = Path(__file__).parent.parent
     os.environ["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent)])
-    worker = ChildWorker(["worker", "harness.apps:app", *options], dsn, quiet=quiet)
+    worker = ChildWorker(["worker", target, *options], dsn, quiet=quiet)
     worker.start()
     try:
         yield worker
