@@ -93,6 +93,7 @@ class Scenario:
 
     call: str
     scans: dict[str, set[str]]
+    held: str = ""  # what another session has locked meanwhile
 
 
 SCENARIOS = {
@@ -114,6 +115,28 @@ SCENARIOS = {
             jsonb_build_object('job_id', f.job_id, 'claim_id', f.claim_id + f.job_id % 2, 'outcome', 'succeeded'))
             from (select * from pgsched.finished order by job_id limit 200) f))""",
         {"settle": {"running"}, "finish": {"attempt_log", "finished", "running"}},
+    ),
+    "finish of claims that somebody holds": Scenario(
+        # (With some that are over: so it looks for what it could not lock in small tables too, where nothing is held.)
+        f"""select pgsched.finish({{worker}}, {MINE} || (select jsonb_agg(
+            jsonb_build_object('job_id', f.job_id, 'claim_id', f.claim_id, 'outcome', 'succeeded'))
+            from (select * from pgsched.finished order by job_id limit 10) f))""",
+        {"settle": {"running"}, "finish": {"attempt_log", "finished", "running"}},
+        held="select from pgsched.running where worker_id = {worker} for update",
+    ),
+    "begin": Scenario(
+        """select * from pgsched.begin({worker}, (select jsonb_agg(
+            jsonb_build_object('job_id', r.job_id, 'claim_id', r.claim_id))
+            from (select * from pgsched.running where worker_id = {worker} order by job_id limit 200) r))""",
+        {"begin": {"running"}},
+    ),
+    "cancel_many": Scenario(
+        """select * from pgsched.cancel_many((select array_agg(i) from (
+            (select job_id as i from pgsched.running order by job_id limit 10)
+            union all (select job_id from pgsched.ready where queue = 'mail' order by job_id limit 10)
+            union all (select job_id from pgsched.waiting order by job_id limit 10)
+            union all (select job_id from pgsched.finished order by job_id limit 10)) j))""",
+        {"cancel_one": {"running", "ready", "waiting", "finished", "job", "job_key"}},
     ),
     "reconcile": Scenario(
         """select pgsched.reconcile({worker}, '{{1}}', (select array_agg(claim_id) from pgsched.running
@@ -184,7 +207,11 @@ class Watched:
     def call(self, scenario: Scenario) -> None:
         """Make the call and undo it; `plans` are those of its statements."""
         self.plans.clear()
-        with self.connection.transaction(force_rollback=True):
+        with contextlib.ExitStack() as stack:
+            if scenario.held:
+                other = stack.enter_context(psycopg.connect(self.connection.info.dsn))
+                other.execute(scenario.held.format(worker=self.worker))  # type: ignore[call-overload]
+            stack.enter_context(self.connection.transaction(force_rollback=True))
             self.connection.execute(scenario.call.format(worker=self.worker))
 
 
