@@ -101,12 +101,15 @@ def test_a_coroutine_that_a_job_left_behind_cannot_write_in_the_transaction_of_t
     assert effects(connection) == [2]
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 def test_a_job_that_is_in_a_statement_when_its_worker_stops_is_given_back_uncharged(
-    app: Any, dsn: str, connection: Any
+    app: Any, dsn: str, connection: Any, at_once: bool
 ) -> None:
     executing.runs.enqueue("select pg_sleep(60)")
     with working(app, dsn, drain=timedelta(milliseconds=100)) as worker:
         worker.wait_until(SLEEPS)
+        if at_once:
+            worker.hurry()
     assert worker.code is ExitCode.OK
     assert rows(connection, "state, attempt") == [("ready", 0)]
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.campaign
 
 ROWS = 1_000_000 if os.environ.get("PGSCHED_CAMPAIGN") else 20_000
 RUNNING = 5_000
-HISTORIES = ["statistics of empty tables", "plans of small tables", "statistics of full tables"]
+HISTORIES = ["statistics of empty tables", "plans of small tables", "plans of one page", "statistics of full tables"]
 MODES: list[LiteralString] = ["force_custom_plan", "force_generic_plan", "auto"]
 BUDGET = 1_000  # rows that one scan may visit: no call below asks for more than 200 jobs
 TABLES = {"waiting", "ready", "running", "finished", "job", "job_key", "attempt_log", "waiter", "progress"}
@@ -33,6 +33,12 @@ STATES += ["succeeded", "failed", "cancelled", "skipped"]
 
 # What may read a table whole: running is as small as the workers' concurrency, and has no index for lists.
 WHOLE = {("known_queues", "running"), ("ids_in", "running")}
+# What is known to be wrong and waits to be mended: the test fails once it is.
+OPEN = {
+    ("plans of one page", "claim of what cannot run"): "drop_unrunnable walks running and job by their primary keys",
+    ("plans of one page", "known_queues"): "it sorts running",
+    ("plans of one page", "list_jobs by state"): "known_queues sorts running",
+}
 # What may sort: the one or two holders of a key that an old snapshot shows.
 SORTED = {("take_keys", "job_key")}
 
@@ -196,6 +202,7 @@ class Watched:
 
     connection: psycopg.Connection[Any]
     worker: int
+    history: str
     plans: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def hear(self, notice: psycopg.errors.Diagnostic) -> None:
@@ -215,7 +222,7 @@ class Watched:
             self.connection.execute(scenario.call.format(worker=self.worker))
 
 
-def watch(dsn: str, version: int) -> Watched:
+def watch(dsn: str, version: int, history: str) -> Watched:
     connection = psycopg.connect(dsn, autocommit=True)
     try:
         connection.execute("load 'auto_explain'")
@@ -229,7 +236,7 @@ def watch(dsn: str, version: int) -> Watched:
     info |= {"concurrency": 100, "version": "1", "rescue_after_s": 60}
     row = connection.execute("select worker_id from pgsched.attach(%s)", [json.dumps(info)]).fetchone()
     assert row is not None
-    watched = Watched(connection, row[0])
+    watched = Watched(connection, row[0], history)
     connection.add_notice_handler(watched.hear)
     return watched
 
@@ -251,13 +258,23 @@ def many_rows(server: Server, template: str, history: str) -> Iterator[Watched]:
                 command = "alter table pgsched.{} set (autovacuum_enabled = off)"
                 connection.execute(sql.SQL(command).format(sql.Identifier(table)))
             connection.execute("vacuum (analyze)")
-        session = watch(dsn, server.version)
+        session = watch(dsn, server.version, history)
         with session.connection:
             if history == "plans of small tables":
                 with session.connection.transaction(force_rollback=True):
                     fill(session.connection, 250, 250, session.worker)
                     for scenario in SCENARIOS.values():
                         session.call(scenario)
+            if history == "plans of one page":
+                # (As of a young queue after its first ANALYZE: a scan of the page costs less than any index.)
+                with session.connection.transaction():
+                    fill(session.connection, 60, 10, session.worker)
+                session.connection.execute("analyze")
+                for scenario in SCENARIOS.values():
+                    for _ in range(6):
+                        session.call(scenario)
+                for table in sorted(TABLES):  # (TRUNCATE would end the plans)
+                    session.connection.execute(sql.SQL("delete from pgsched.{}").format(sql.Identifier(table)))
             with session.connection.transaction():
                 fill(session.connection, ROWS, RUNNING, session.worker)
             if history == "statistics of full tables":
@@ -328,7 +345,11 @@ def found_in(session: Watched, scenario: Scenario) -> list[str]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_hot_call_reads_by_index_what_it_needs_and_no_more(watched: Watched, name: str, mode: LiteralString) -> None:
+def test_a_hot_call_reads_by_index_what_it_needs_and_no_more(
+    request: pytest.FixtureRequest, watched: Watched, name: str, mode: LiteralString
+) -> None:
+    if (watched.history, name) in OPEN:
+        request.applymarker(pytest.mark.xfail(reason=OPEN[watched.history, name], strict=True))
     watched.connection.execute(sql.SQL("set plan_cache_mode = {}").format(mode))
     once = mode != "auto" or name.startswith("list")  # auto decides after five executions, and a list has as many
     for _ in range(1 if once else 6):
