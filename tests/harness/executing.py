@@ -552,3 +552,164 @@ def lingers_after() -> None:
 @surrounded.task(executor="process")
 def keeps_it_busy() -> None:
     sleep(2)
+
+
+# ---- Transactions under attack: what a handler leaves behind, on its connection and beside it.
+
+left_behind: dict[str, Any] = {}
+"""What would otherwise be tidied up when nobody refers to it any more."""
+DIVIDES = "select 1 / length(pg_sleep(0.3)::text)"  # (an error, after a while)
+
+
+def insert(i: int) -> Any:
+    job = pgsched.current_job()
+    return job.connection.execute("insert into effect (i, job_id) values (%s, %s)", (i, job.id))
+
+
+@app.task(transactional=True)
+async def leaves_task(i: int, then: str, after_s: float) -> int:
+    """Leaves a task that uses its connection `after_s` seconds after the handler; 0: before it is over, or as it ends."""
+    connection = pgsched.current_job().connection
+    await insert(i)
+
+    async def late() -> None:
+        if after_s:
+            await asyncio.sleep(after_s)
+        await (connection.rollback() if then == "rollback" else connection.execute(then))
+
+    left_behind["task"] = asyncio.create_task(late())
+    if then == DIVIDES and not after_s:
+        await asyncio.sleep(0.1)  # (it is under way)
+    return i
+
+
+@app.task(transactional=True)
+def leaves_thread(i: int, then: str, after_s: float) -> int:
+    """`leaves_task` with a thread."""
+    connection = pgsched.current_job().connection
+    insert(i)
+
+    def late() -> None:
+        time.sleep(after_s)
+        with contextlib.suppress(Exception):
+            connection.rollback() if then == "rollback" else connection.execute(then)
+
+    left_behind["thread"] = threading.Thread(target=late)
+    left_behind["thread"].start()
+    if then == DIVIDES and not after_s:
+        time.sleep(0.1)
+    return i
+
+
+@app.task(transactional=True)
+def leaves_on_session(what: str) -> None:
+    from psycopg.rows import dict_row
+
+    connection = pgsched.current_job().connection
+    if what == "autocommit":
+        connection.execute("commit")
+        connection.autocommit = True
+    elif what == "row_factory":
+        connection.row_factory = dict_row
+    elif what == "pipeline":
+        left_behind["pipeline"] = connection.pipeline()
+        left_behind["pipeline"].__enter__()
+    else:
+        connection.execute(what)
+
+
+@app.task(transactional=True)
+def finds_on_session() -> Any:
+    """What a job finds: its backend, and all that another could have left there."""
+    connection = pgsched.current_job().connection
+    settings = ["search_path", "transaction_read_only", "statement_timeout", "transaction_isolation"]
+    found = [connection.execute(f"show {name}").fetchone()[0] for name in settings]
+    own = "where pid = pg_backend_pid() and locktype = 'advisory'"
+    for query in (
+        f"select count(*) from pg_locks {own}",
+        "select count(*) from pg_class where relpersistence = 't'",
+        "select count(*) from pg_prepared_statements where name = 'left'",
+    ):
+        found.append(connection.execute(query).fetchone()[0])
+    return [connection.info.backend_pid, [*found, connection.autocommit, connection.info.pipeline_status.name]]
+
+
+@app.task(transactional=True, timeout=SECOND / 4)
+async def leaves_coroutine(i: int) -> None:
+    """Times out, and leaves a coroutine that writes when `meets_coroutine` is in its transaction."""
+    left_behind["begun"] = asyncio.Event()
+    connection = pgsched.current_job().connection
+
+    async def late() -> None:
+        await left_behind["begun"].wait()
+        await connection.execute("insert into effect (i) values (%s)", (i,))
+
+    left_behind["coroutine"] = asyncio.create_task(late())
+    await asyncio.wait([left_behind["coroutine"]])  # (which does not cancel it)
+
+
+@app.task(transactional=True)
+async def meets_coroutine(i: int) -> str:
+    await insert(i)
+    left_behind["begun"].set()
+    await asyncio.wait([left_behind["coroutine"]], timeout=10)
+    return type(left_behind["coroutine"].exception()).__name__
+
+
+@app.task(transactional=True)
+def leaves_open(what: str, then: str) -> None:
+    connection = pgsched.current_job().connection
+    insert(1)
+    if what == "stream":
+        rows = connection.cursor().stream("select generate_series(1, 1000000)")
+        next(rows)
+        left_behind["open"] = rows
+    else:
+        copy = connection.cursor().copy("copy effect (i) from stdin")
+        copy.__enter__().write_row((2,))
+        left_behind["open"] = copy
+    if then == "raise":
+        raise ValueError("mine")
+
+
+@app.task(transactional=True)
+def runs(statement: str) -> None:
+    pgsched.current_job().connection.execute(statement)
+
+
+@app.task(transactional=True)
+def runs_once_told_to_stop(statement: str) -> None:
+    """Between two statements of its own it is told to stop; it does not look."""
+    job = pgsched.current_job()
+    insert(1)
+    while not job.stopping:
+        time.sleep(0.01)
+    time.sleep(0.3)  # (whoever told it has cancelled what there was to cancel)
+    job.connection.execute(statement)
+
+
+@app.task(transactional=True, isolation="repeatable read")
+def works_in_python(seconds: float) -> None:
+    insert(1)
+    time.sleep(seconds)
+
+
+@app.task(transactional=True)
+def swallows(what: str) -> None:
+    session = pgsched.current_job().sqlalchemy_session()
+    session.add(effect_class()(i=1, job_id=pgsched.current_job().id))
+    session.flush()
+    with contextlib.suppress(Exception):
+        getattr(session, what)()
+
+
+@app.task(transactional=True)
+def fails_because_of_another_database() -> None:
+    import psycopg
+
+    insert(1)
+    with psycopg.connect(os.environ["PGSCHED_DSN"], autocommit=True) as other:
+        try:
+            other.execute("do $$ begin raise serialization_failure; end $$")
+        except psycopg.Error:
+            raise ValueError("gave up") from None

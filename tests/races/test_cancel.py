@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
@@ -51,6 +51,35 @@ def test_a_dry_run_gives_the_same_answer_and_changes_nothing(worker: Steps, conn
     assert connection.execute("select count(*) from pgsched.running where stop_requested_at is not null").fetchone() == (0,)
     assert connection.execute("select count(*) from pgsched.job_key").fetchone() == (1,)
     assert dry == connection.execute("select * from pgsched.cancel_many(%s, 'x')", ([*jobs.values()],)).fetchall()
+
+
+def test_a_dry_run_that_is_null_is_one(worker: Steps, connection: Any) -> None:
+    (running,) = enqueue(connection)
+    worker.claim()
+    (ready,) = enqueue(connection)
+    for job, was in ((running, "running"), (ready, "ready")):
+        assert connection.execute("select * from pgsched.cancel(%s, null, null)", (job,)).fetchall() == [(job, was)]
+    assert places(connection) == {running: "running", ready: "ready"}
+    assert connection.execute("select count(*) from pgsched.running where stop_requested_at is not null").fetchone() == (0,)
+
+
+def test_a_reason_is_cut_to_500_characters(worker: Steps, connection: Any) -> None:
+    (running,) = enqueue(connection)
+    claim = worker.claim()[0]
+    (ready,) = enqueue(connection)
+    connection.execute("select pgsched.cancel_many(%s, repeat('x', 20000000))", ([running, ready],))
+    cut = "cancelled: " + 500 * "x"
+    told = worker.work.execute("select note from pgsched.stops(%s)", (worker.id,)).fetchall()
+    assert told == [{"note": cut}]
+    assert worker.finish(claim, outcome="cancelled") == ["cancelled"]
+    assert connection.execute("select reason from pgsched.finished").fetchall() == [(cut,), (cut,)]
+
+
+@pytest.mark.parametrize("ids", ["array[[1, 2]]", "array[[1, null]]", "array[1, null]", "null"])
+def test_what_is_no_list_of_ids_is_refused_as_such(connection: Any, ids: LiteralString) -> None:
+    with pytest.raises(psycopg.Error, match="array of jobs' ids") as error:
+        connection.execute(f"select pgsched.cancel_many({ids})")
+    assert error.value.sqlstate == "PGS09"
 
 
 def test_an_unknown_job_is_an_error_and_no_other_is_cancelled(worker: Steps, connection: Any) -> None:

@@ -347,3 +347,26 @@ def test_conflicts_are_repeated_uncharged_up_to_their_limit_for_each_attempt(wor
     assert seen == [1, 1, 1, 2, 2, 2] and ends == [("failed", 2)]
     states = [state for (state,) in connection.execute("select state from pgsched.attempt_log order by claim_id")]
     assert states == ["conflict", "conflict", "retried", "conflict", "conflict", "failed"]
+
+
+def test_a_job_that_takes_the_whole_server_down_each_time_is_charged_after_max_conflicts(worker: Steps, connection: Any) -> None:
+    # Each report comes from a session newer than the attempt: by that alone it would be nobody's fault, for ever.
+    connection.execute("update pgsched.setting set value = '3' where name = 'max_conflicts'")
+    enqueue(connection)
+    charged = []
+    while (claims := worker.claim()) and len(charged) < 8:
+        assert begin(worker, *claims) == ["accepted"]
+        last = len(worker.sessions)
+        session = worker.open_session()
+        assert worker.finish(claims[0], session=session, outcome="broken", last_session=last, reason="the server crashed") == ["accepted"]
+        left = connection.execute("select lost_attempts from pgsched.ready").fetchone()
+        charged.append(left and left[0])
+    assert charged == [0, 0, 0, 1, 2, None]
+    assert connection.execute("select state, reason from pgsched.finished").fetchone() == ("failed", "the server crashed")
+
+
+@pytest.mark.parametrize("value", ['"x"', '"3"', "null", "{}", "[3]", "true", "3.5", "-1", "99999999999"])
+def test_a_setting_that_is_no_count_is_refused(connection: Any, value: str) -> None:
+    for name in ("max_conflicts", "max_lost_attempts"):
+        with pytest.raises(psycopg.errors.CheckViolation, match="setting_value_is_a_count"):
+            connection.execute("update pgsched.setting set value = %s where name = %s", (value, name))

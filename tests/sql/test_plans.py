@@ -24,7 +24,7 @@ pytestmark = pytest.mark.campaign
 
 ROWS = 1_000_000 if os.environ.get("PGSCHED_CAMPAIGN") else 20_000
 RUNNING = 5_000
-HISTORIES = ["statistics of empty tables", "plans of small tables", "statistics of full tables"]
+HISTORIES = ["statistics of empty tables", "plans of small tables", "plans of one page", "statistics of full tables"]
 MODES: list[LiteralString] = ["force_custom_plan", "force_generic_plan", "auto"]
 BUDGET = 1_000  # rows that one scan may visit: no call below asks for more than 200 jobs
 TABLES = {"waiting", "ready", "running", "finished", "job", "job_key", "attempt_log", "waiter", "progress"}
@@ -33,8 +33,12 @@ STATES += ["succeeded", "failed", "cancelled", "skipped"]
 
 # What may read a table whole: running is as small as the workers' concurrency, and has no index for lists.
 WHOLE = {("known_queues", "running"), ("ids_in", "running")}
-# What may sort: the one or two holders of a key that an old snapshot shows.
-SORTED = {("take_keys", "job_key")}
+# What is known to be wrong and waits to be mended: the test fails once it is.
+OPEN = {
+    ("plans of one page", "claim of what cannot run"): "drop_unrunnable walks running and job by their primary keys",
+}
+# What may sort: the one or two holders of a key that an old snapshot shows; what is read whole, and is that small.
+SORTED = {("take_keys", "job_key"), ("known_queues", "running")}
 
 FILL = """
 create temp table plan on commit drop as
@@ -93,6 +97,7 @@ class Scenario:
 
     call: str
     scans: dict[str, set[str]]
+    held: str = ""  # what another session has locked meanwhile
 
 
 SCENARIOS = {
@@ -114,6 +119,28 @@ SCENARIOS = {
             jsonb_build_object('job_id', f.job_id, 'claim_id', f.claim_id + f.job_id % 2, 'outcome', 'succeeded'))
             from (select * from pgsched.finished order by job_id limit 200) f))""",
         {"settle": {"running"}, "finish": {"attempt_log", "finished", "running"}},
+    ),
+    "finish of claims that somebody holds": Scenario(
+        # (With some that are over: so it looks for what it could not lock in small tables too, where nothing is held.)
+        f"""select pgsched.finish({{worker}}, {MINE} || (select jsonb_agg(
+            jsonb_build_object('job_id', f.job_id, 'claim_id', f.claim_id, 'outcome', 'succeeded'))
+            from (select * from pgsched.finished order by job_id limit 10) f))""",
+        {"settle": {"running"}, "finish": {"attempt_log", "finished", "running"}},
+        held="select from pgsched.running where worker_id = {worker} for update",
+    ),
+    "begin": Scenario(
+        """select * from pgsched.begin({worker}, (select jsonb_agg(
+            jsonb_build_object('job_id', r.job_id, 'claim_id', r.claim_id))
+            from (select * from pgsched.running where worker_id = {worker} order by job_id limit 200) r))""",
+        {"begin": {"running"}},
+    ),
+    "cancel_many": Scenario(
+        """select * from pgsched.cancel_many((select array_agg(i) from (
+            (select job_id as i from pgsched.running order by job_id limit 10)
+            union all (select job_id from pgsched.ready where queue = 'mail' order by job_id limit 10)
+            union all (select job_id from pgsched.waiting order by job_id limit 10)
+            union all (select job_id from pgsched.finished order by job_id limit 10)) j))""",
+        {"cancel_one": {"running", "ready", "waiting", "finished", "job", "job_key"}},
     ),
     "reconcile": Scenario(
         """select pgsched.reconcile({worker}, '{{1}}', (select array_agg(claim_id) from pgsched.running
@@ -173,6 +200,7 @@ class Watched:
 
     connection: psycopg.Connection[Any]
     worker: int
+    history: str
     plans: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def hear(self, notice: psycopg.errors.Diagnostic) -> None:
@@ -184,11 +212,15 @@ class Watched:
     def call(self, scenario: Scenario) -> None:
         """Make the call and undo it; `plans` are those of its statements."""
         self.plans.clear()
-        with self.connection.transaction(force_rollback=True):
+        with contextlib.ExitStack() as stack:
+            if scenario.held:
+                other = stack.enter_context(psycopg.connect(self.connection.info.dsn))
+                other.execute(scenario.held.format(worker=self.worker))  # type: ignore[call-overload]
+            stack.enter_context(self.connection.transaction(force_rollback=True))
             self.connection.execute(scenario.call.format(worker=self.worker))
 
 
-def watch(dsn: str, version: int) -> Watched:
+def watch(dsn: str, version: int, history: str) -> Watched:
     connection = psycopg.connect(dsn, autocommit=True)
     try:
         connection.execute("load 'auto_explain'")
@@ -202,7 +234,7 @@ def watch(dsn: str, version: int) -> Watched:
     info |= {"concurrency": 100, "version": "1", "rescue_after_s": 60}
     row = connection.execute("select worker_id from pgsched.attach(%s)", [json.dumps(info)]).fetchone()
     assert row is not None
-    watched = Watched(connection, row[0])
+    watched = Watched(connection, row[0], history)
     connection.add_notice_handler(watched.hear)
     return watched
 
@@ -224,13 +256,23 @@ def many_rows(server: Server, template: str, history: str) -> Iterator[Watched]:
                 command = "alter table pgsched.{} set (autovacuum_enabled = off)"
                 connection.execute(sql.SQL(command).format(sql.Identifier(table)))
             connection.execute("vacuum (analyze)")
-        session = watch(dsn, server.version)
+        session = watch(dsn, server.version, history)
         with session.connection:
             if history == "plans of small tables":
                 with session.connection.transaction(force_rollback=True):
                     fill(session.connection, 250, 250, session.worker)
                     for scenario in SCENARIOS.values():
                         session.call(scenario)
+            if history == "plans of one page":
+                # (As of a young queue after its first ANALYZE: a scan of the page costs less than any index.)
+                with session.connection.transaction():
+                    fill(session.connection, 60, 10, session.worker)
+                session.connection.execute("analyze")
+                for scenario in SCENARIOS.values():
+                    for _ in range(6):
+                        session.call(scenario)
+                for table in sorted(TABLES):  # (TRUNCATE would end the plans)
+                    session.connection.execute(sql.SQL("delete from pgsched.{}").format(sql.Identifier(table)))
             with session.connection.transaction():
                 fill(session.connection, ROWS, RUNNING, session.worker)
             if history == "statistics of full tables":
@@ -301,7 +343,11 @@ def found_in(session: Watched, scenario: Scenario) -> list[str]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_hot_call_reads_by_index_what_it_needs_and_no_more(watched: Watched, name: str, mode: LiteralString) -> None:
+def test_a_hot_call_reads_by_index_what_it_needs_and_no_more(
+    request: pytest.FixtureRequest, watched: Watched, name: str, mode: LiteralString
+) -> None:
+    if (watched.history, name) in OPEN:
+        request.applymarker(pytest.mark.xfail(reason=OPEN[watched.history, name], strict=True))
     watched.connection.execute(sql.SQL("set plan_cache_mode = {}").format(mode))
     once = mode != "auto" or name.startswith("list")  # auto decides after five executions, and a list has as many
     for _ in range(1 if once else 6):
