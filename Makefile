@@ -17,11 +17,11 @@ demo: .venv/ready
 test: .venv/ready-dev
 	@$(BIN)/ruff check -q .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -m "not faults"
+	@$(BIN)/python -m pytest -m "not faults" --timeout 300
 
 # Real cut links, fail-overs, kills, and a minute of the campaign below. Some need root, for network namespaces, and say so.
 test-faults: .venv/ready-dev
-	@$(BIN)/python -m pytest -m faults -s
+	@$(BIN)/python -m pytest -m faults -s --timeout 600
 
 # The full sizes: what `make test` runs in a short form.
 campaign: .venv/ready-dev

@@ -183,8 +183,8 @@ begin
 
     with expired as (
         delete from running r
-        using unnest(jobs, claims, expiries) u (job_id, claim_id, expires_at)
-        where r.job_id = u.job_id and r.claim_id = u.claim_id and u.expires_at <= t
+        where r.job_id = any (array(select u.job_id from unnest(jobs, expiries) u (job_id, expires_at) where u.expires_at <= t))
+            and r.claim_id = any (claims)
         returning r.job_id, r.queue, r.attempt
     ), ended as (
         insert into finished (job_id, queue, state, reason, attempt, finished_at)
@@ -195,8 +195,8 @@ begin
 
     with gone as (
         delete from running r
-        using unnest(jobs, claims) u (job_id, claim_id)
-        where r.job_id = u.job_id and r.claim_id = u.claim_id and not exists (select from job j where j.id = u.job_id)
+        where r.job_id = any (array(select u.id from unnest(jobs) u (id) where (select j.id from job j where j.id = u.id) is null))
+            and r.claim_id = any (claims)
         returning r.job_id, r.claim_id, r.queue, r.attempt, r.worker_id
     ), logged as (
         insert into attempt_log (job_id, claim_id, attempt, state, error, worker_id, ended_at)
@@ -210,14 +210,17 @@ begin
 
     with unknown as (
         delete from running r
-        using unnest(jobs, claims, expiries) u (job_id, claim_id, expires_at), job j
-        where r.job_id = u.job_id and r.claim_id = u.claim_id and j.id = u.job_id and known_tasks is not null and (j.task = any (known_tasks)) is not true
-        returning r.job_id, r.queue, u.expires_at, r.attempt, r.lost_attempts, j.created_at
+        where r.job_id = any (array(
+                select u.id from unnest(jobs) u (id)
+                where known_tasks is not null and (select j.task = any (known_tasks) from job j where j.id = u.id) is not true))
+            and r.claim_id = any (claims)
+        returning r.job_id, r.queue, r.expires_at, r.attempt, r.lost_attempts
     )
     insert into waiting (job_id, queue, reason, run_at, expires_at, attempt, lost_attempts)
-    select job_id, queue, 'unknown_task', t + least(interval '60 s', greatest(interval '1 s', t - created_at)),
-        expires_at, attempt - 1, lost_attempts
-    from unknown
+    select u.job_id, u.queue, 'unknown_task',
+        t + least(interval '60 s', greatest(interval '1 s', t - (select j.created_at from job j where j.id = u.job_id))),
+        u.expires_at, u.attempt - 1, u.lost_attempts
+    from unknown u
     on conflict (job_id) do nothing;
 end
 $$;

@@ -33,10 +33,6 @@ STATES += ["succeeded", "failed", "cancelled", "skipped"]
 
 # What may read a table whole: running is as small as the workers' concurrency, and has no index for lists.
 WHOLE = {("known_queues", "running"), ("ids_in", "running")}
-# What is known to be wrong and waits to be mended: the test fails once it is.
-OPEN = {
-    ("plans of one page", "claim of what cannot run"): "drop_unrunnable walks running and job by their primary keys",
-}
 # What may sort: the one or two holders of a key that an old snapshot shows; what is read whole, and is that small.
 SORTED = {("take_keys", "job_key"), ("known_queues", "running")}
 
@@ -344,10 +340,8 @@ def found_in(session: Watched, scenario: Scenario) -> list[str]:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_hot_call_reads_by_index_what_it_needs_and_no_more(
-    request: pytest.FixtureRequest, watched: Watched, name: str, mode: LiteralString
+    watched: Watched, name: str, mode: LiteralString
 ) -> None:
-    if (watched.history, name) in OPEN:
-        request.applymarker(pytest.mark.xfail(reason=OPEN[watched.history, name], strict=True))
     watched.connection.execute(sql.SQL("set plan_cache_mode = {}").format(mode))
     once = mode != "auto" or name.startswith("list")  # auto decides after five executions, and a list has as many
     for _ in range(1 if once else 6):
