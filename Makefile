@@ -17,7 +17,7 @@ demo: .venv/ready
 test: .venv/ready-dev
 	@$(BIN)/ruff check -q .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -m "not faults" --timeout 300
+	@$(BIN)/python -m pytest -m "not faults" -n 2 --dist loadfile --timeout 300
 
 # Real cut links, fail-overs, kills, and a minute of the campaign below. Some need root, for network namespaces, and say so.
 test-faults: .venv/ready-dev
