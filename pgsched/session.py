@@ -26,7 +26,7 @@ from pgsched.calls import Call, Calls
 from pgsched.client import PROTOCOL, check_protocol
 from pgsched.dsn import unreachable
 from pgsched.errors import ConnectError, NoSession, ReadOnlyServer, WorkerRescued, primary
-from pgsched.lease import LeaseTimes
+from pgsched.lease import LeaseTimes, now
 from pgsched.loop import backoff
 from pgsched.pooler import moved, own_backend
 from pgsched.run import arun, bounded
@@ -87,6 +87,8 @@ class Identity:
         self.token = ""
         self.epoch = 0
         self._next_no = 0
+        self.proved_at = 0.0
+        """When what was answered last of the lease was sent. (Not when the connection for it was begun: that may take long.)"""
         self.doubted: set[int] = set()
         """Backends whose last answer came with a warning."""
         self._backends: WeakKeyDictionary[psycopg.AsyncConnection[Any], int] = WeakKeyDictionary()
@@ -167,6 +169,7 @@ class Identity:
         try:
             check_protocol(self.calls.schema, await self._ask(connection, self.calls.protocol()))
             info = self.info | {"protocol": PROTOCOL, "rescue_after_s": self.times.rescue.total_seconds()}
+            self.proved_at = now()
             self.id, self.token, self.epoch = await self._ask(connection, self.calls.attach(json.dumps(info)))
         except BaseException:
             await connection.close()
@@ -211,11 +214,13 @@ class Identity:
         Raises one of BROKEN when the session is gone, also when no answer came within a third of the lease; `PoolerError`
         where a pooler has begun to hand its backend around.
         """
+        sent_at = now()
         answer = await self._ask(lease, self.calls.heartbeat(self.id))
         if answer["backend"] != self._backends[lease]:
             await lease.close()
             raise moved(_WHO)
         self._is_on(answer["epoch"])
+        self.proved_at = sent_at
 
     def _is_on(self, epoch: int) -> None:
         """Every session of a worker is on one server. Raises `NoSession` on one that was left behind by a promotion."""

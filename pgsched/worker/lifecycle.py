@@ -286,11 +286,10 @@ class Worker:
         return self.settings.lease.client.total_seconds()
 
     async def _attach(self, identity: Identity) -> tuple[psycopg.AsyncConnection[Any], Lease]:
-        sent_at = now()
         session = await identity.attach()
         if self._board is not None:
-            self._board.attached(identity.id, self.settings.lease, sent_at)
-        return session, Lease(self.settings.lease, sent_at)
+            self._board.attached(identity.id, self.settings.lease, identity.proved_at)
+        return session, Lease(self.settings.lease, identity.proved_at)
 
     async def _tick(self) -> None:
         """Show the parent that this event loop moves."""
@@ -313,9 +312,8 @@ class Worker:
         while not self._stopped.is_set():
             try:
                 await wait_any(self._stopped, at_most=self.settings.lease.heartbeat.total_seconds())
-                sent_at = now()
                 await identity.heartbeat(lease)
-                self._lease_answered(sent_at)
+                self._lease_answered(identity.proved_at)
             except BROKEN as error:
                 log.warning("the lease session was lost: %s", primary(error))
                 await lease.close()
@@ -337,7 +335,6 @@ class Worker:
         """A new lease session. The lease counts again only when handlers whose claims the server has forgotten have ended."""
         for exchange in self._exchanges:
             await exchange.close()
-        sent_at = now()
         try:
             lease, unknown = await identity.reattach(self.ledger.claims)
         except NoSession as error:
@@ -345,6 +342,7 @@ class Worker:
                 raise
             # A database that was restored to an earlier time, or the like: a fresh identity may find its way.
             raise WorkerRescued(f"this identity has come to nothing: {error}") from error
+        proved_at = identity.proved_at
         # (One that has ended may have been accepted, and only the answer was lost: its outcome is sent again anyhow.)
         known = [self.ledger.claims[claim_id] for claim_id in unknown if claim_id in self.ledger.claims]
         forgotten = [job for job in known if not job.has_ended]
@@ -357,7 +355,7 @@ class Worker:
         except BaseException:
             await lease.close()
             raise
-        self._lease_answered(sent_at)
+        self._lease_answered(proved_at)
         log.info("attached again")
         return lease
 
