@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TypedDict
 from zoneinfo import ZoneInfo
+
+from typing_extensions import TypedDict
 
 import pgsched
 
