@@ -11,7 +11,7 @@ import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing_extensions import TypedDict
+from typing import TypedDict
 
 from pgsched.errors import EmbeddedPostgresError
 from pgsched.supervisor.family import TAG
