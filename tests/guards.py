@@ -461,8 +461,8 @@ GUARDS = [
     Guard(
         "a session is reset before the next job",
         "pgsched/worker/transaction.py",
-        'execute("discard all", prepare=False)',
-        'execute("select 1", prepare=False)',
+        "execute(_RESET)",
+        'execute("select 1")',
         "tests/behaviour/test_transactional_under_attack.py::test_what_one_job_leaves_on_the_session_is_not_met_by_the_next",
     ),
     Guard(

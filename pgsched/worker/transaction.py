@@ -42,6 +42,12 @@ _BOUNDS = "".join(
     f"begin set {wish}; exception when others then null; end; " for _, wish, _ in network_wishes(_PATIENCE_S)
 )
 
+# What DISCARD ALL does, but for the plans: they hold nothing of a job's, and finish_transaction would plan its statements anew.
+_RESET = (
+    b"close all; set session authorization default; reset all; deallocate all; unlisten *; "
+    b"select pg_advisory_unlock_all(); discard temp; discard sequences"
+)
+
 
 class Gate:
     """A handler may not end its transaction. A call that it was refused is remembered, also where it swallowed the error."""
@@ -147,7 +153,7 @@ class JobSessions:
     """The sessions of a worker's transactional jobs: at most `size` at once, opened when they are needed, kept for a minute.
 
     What is handed out is a connection in autocommit mode to begin and end the transaction with; each time a new object over the
-    session, which was reset on the server (DISCARD ALL): nothing of one job is met by the next.
+    session, which was reset on the server: nothing of one job is met by the next.
     """
 
     def __init__(self, dsn: str, calls: Calls, size: int, name: str) -> None:
@@ -171,7 +177,7 @@ class JobSessions:
         finally:
             with contextlib.suppress(psycopg.Error):
                 if not session.closed and session.info.transaction_status == TransactionStatus.IDLE:
-                    session.execute("discard all", prepare=False)
+                    session.execute(_RESET)
                     self._put(session)
             session.close()
 
@@ -188,7 +194,7 @@ class JobSessions:
         finally:
             with contextlib.suppress(psycopg.Error):
                 if not session.closed and session.info.transaction_status == TransactionStatus.IDLE:
-                    await session.execute("discard all", prepare=False)
+                    await session.execute(_RESET)
                     self._put(session)
             await session.close()
 
