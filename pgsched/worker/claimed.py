@@ -28,6 +28,8 @@ class Claimed:
     """What runs it on the loop, where something does."""
     queued: Queued | None = None
     """Its place in front of the processes, where it runs in one."""
+    slot: int | None = None
+    """Where the supervisor sees that its handler runs."""
     waits: bool = False
     """The loop waits for a thread or a process, which cancelling `handler` would not end."""
     has_begun: bool = False

@@ -132,30 +132,35 @@ class Executor:
         )
         attempt = Attempt(job.task, work, context)
         job.cancel_statement = attempt.cancel_statement
-        slot = None
-        in_process = self._in_process(job.task)
-        if not in_process:
-            slot = self._means.board.begin(job.claim_id, job.lost_attempts > 0) if self._means.board else None
-        if not in_process or self._means.middlewares:
-            self._set_deadline(job)
+        if not job.task.transactional:
+            self._begins(job)
 
         def done(ended: Ended) -> None:
-            if self._means.board and slot is not None:
-                self._means.board.end(slot)
+            if self._means.board and job.slot is not None:
+                self._means.board.end(job.slot)
             job.has_ended = True
             self._ended(job, ended.text)
 
         try:
-            self._begin(job, attempt, done, in_process=in_process)
+            self._begin(job, attempt, done)
         except (OSError, RuntimeError) as error:  # (no thread, no process, no descriptor to be had at this moment)
             log.error("job %s goes back: %s", job.job_id, error)
             done(Ended(outcome.given_back(job.job_id, job.claim_id, f"it could not begin: {error}", begun=False)))
 
-    def _begin(self, job: Claimed, attempt: Attempt, done: Callable[[Ended], None], *, in_process: bool) -> None:
+    def _begins(self, job: Claimed) -> None:
+        """From now on its time counts, and a death of this worker is charged to it. (Of what runs in a process, that process
+        says so; middlewares run here.)"""
+        in_process = self._in_process(job.task)
+        if self._means.board and not in_process:
+            job.slot = self._means.board.begin(job.claim_id, job.lost_attempts > 0)
+        if not in_process or self._means.middlewares:
+            self._set_deadline(job)
+
+    def _begin(self, job: Claimed, attempt: Attempt, done: Callable[[Ended], None]) -> None:
         if job.task.is_async or job.task.transactional or self._means.middlewares:
             job.handler = self._loop.create_task(self._run(job, attempt, done))
             job.handler.add_done_callback(lambda _: self._never_began(job, done))
-        elif in_process:
+        elif self._in_process(job.task):
             self._to_process(job, attempt, done)
         else:
             self._to_thread(job, attempt, done)
@@ -229,6 +234,7 @@ class Executor:
             verdict = await self._means.begin(job)
             if verdict != "accepted":  # cancelled before it began, or no longer ours: then nobody listens anyhow
                 return Ended(outcome.cancelled(job.job_id, job.claim_id, "it was cancelled before it began"))
+            self._begins(job)  # (neither its wait for a session nor the server's for its word is the handler's time)
             return await self._inside(job, attempt)
 
     async def _inside(self, job: Claimed, attempt: Attempt) -> Ended:

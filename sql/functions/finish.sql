@@ -16,7 +16,7 @@
 --   lost        {reason, begun, charged}   its worker died (only rescue() may say so)
 -- `begun` says whether the handler had begun (else: where started_at is set): then expires_at is over.
 -- A running job that was told to cancel ends as cancelled whatever is reported.
--- `in_transaction`: the caller is that claim's own transaction (see finish_transactional).
+-- `in_transaction`: the caller is that claim's own transaction (see finish_transaction).
 --
 -- Answers a verdict for every claim that this worker held: accepted; cancelled (ended, but as cancelled);
 -- rolled_back (nothing changed: the success of a transactional task counts only through its own transaction).

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from harness import executing
-from harness.running import ENDED, ended, make_trace, work_until, working
+from harness.running import ENDED, ended, make_trace, supervised, wait_until, work_until, working
 
 import pgsched
 from pgsched.worker import ExitCode
@@ -238,3 +240,24 @@ def test_more_transactional_jobs_than_connections_wait_for_one(app: Any, dsn: st
     work_until(app, dsn, ENDED, executors=1, job_sessions=2)
     assert sorted(effects(connection)) == [*range(100)]
     assert {state for (state,) in rows(connection, "state")} == {"succeeded"}
+
+
+def test_the_wait_for_a_connection_is_not_the_handlers_time(app: Any, dsn: str, connection: Any) -> None:
+    for i in range(6):
+        app.tasks["writes_slowly"].enqueue(i)
+    work_until(app, dsn, ENDED, executors=1, job_sessions=1)
+    assert effects(connection) == [*range(6)]
+    assert rows(connection, "state, attempt") == [("succeeded", 1)] * 6
+
+
+def test_a_death_is_not_charged_to_a_job_that_waits_for_a_connection(app: Any, dsn: str, connection: Any) -> None:
+    for i in range(6):
+        app.tasks["writes_slowly"].enqueue(i)
+    with supervised(dsn, "--concurrency", "10", "--job-sessions", "1", target="harness.executing:app") as one:
+        wait_until(dsn, "(select count(*) = 6 from pgsched.running)")
+        wait_until(dsn, "exists (select from pgsched.running where started_at is not null)")
+        os.kill(one.workers()[0], signal.SIGKILL)
+        wait_until(dsn, ENDED)
+        assert one.stop() == ExitCode.OK
+    assert sorted(rows(connection, "result")) == [(0,)] * 5 + [(1,)], "how many workers have died while it ran"
+    assert sorted(effects(connection)) == [*range(6)]

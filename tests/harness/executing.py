@@ -314,6 +314,14 @@ def terminate(job: pgsched.JobContext) -> None:
             other.execute("select pg_terminate_backend(%s)", (job.connection.info.backend_pid,))
 
 
+@app.task(transactional=True, retry=quick, timeout=timedelta(seconds=1))
+async def writes_slowly(i: int) -> int:
+    job = pgsched.current_job()
+    await asyncio.sleep(0.4)
+    await job.connection.execute("insert into effect (i, job_id) values (%s, %s)", (i, job.id))
+    return job.lost_attempts
+
+
 @app.task(transactional=True)
 def writes_with_orm(i: int) -> int:
     from sqlalchemy import text
