@@ -83,7 +83,7 @@ class Board:
 
     def __init__(self, fd: int | None = None) -> None:
         if fd is None:
-            self.fd = _memory()
+            self.fd = memory_file("pgsched-board")
             os.ftruncate(self.fd, _SIZE)
         else:
             self.fd = fd
@@ -180,9 +180,9 @@ class Board:
         os.close(self.fd)
 
 
-def _memory() -> int:
-    """A file that lives in memory only, or an unlinked temporary one where there is no such thing."""
+def memory_file(name: str) -> int:
+    """The descriptor of a file that lives in memory only, or of an unlinked temporary one where there is no such thing."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("pgsched-board")
+        return os.memfd_create(name)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

@@ -17,6 +17,7 @@ from pgsched.context import Stop
 from pgsched.loop import wait_any
 from pgsched.run import arun
 from pgsched.session import BROKEN, TRY_AGAIN, Identity, persist
+from pgsched.worker.claimed import Claimed
 from pgsched.worker.exchange import Exchange, Ledger
 from pgsched.worker.executor import Executor
 
@@ -61,10 +62,11 @@ class Listener:
     async def hear_stops(self) -> None:
         """Stop what was cancelled while it runs, within a poll also where no notification comes; say what is out of time."""
         exchanges = itertools.cycle(self._exchanges)
+        late: list[Claimed] = []
         while True:
             await wait_any(self._stops, at_most=self._poll_s)
             self._stops.clear()
-            late = self._executor.overdue()
+            late = [job for job in (*late, *self._executor.overdue()) if not job.has_ended]
             if not late and not self._ledger.running():
                 continue
             timed_out = json.dumps([{"job_id": job.job_id, "claim_id": job.claim_id} for job in late])
@@ -73,6 +75,7 @@ class Listener:
             except (*BROKEN, *TRY_AGAIN) as error:
                 log.warning("stops: %s", str(error).strip())
                 continue
+            late = []
             for claim_id, reason, words in stops:
                 job = self._ledger.claims.get(claim_id)
                 if job is not None and reason == "cancel" and Stop.CANCEL not in dict(job.stop):

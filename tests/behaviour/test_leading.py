@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,39 +15,14 @@ import psycopg
 import pytest
 from harness import apps
 from harness.protocol import Steps, enqueue
-from harness.running import child, ended, make_trace, supervised, wait_until, working
+from harness.running import child, ended, leading, make_trace, supervised, wait_until, working
 
-from pgsched.leader import Leader
 from pgsched.lease import LeaseTimes
 from pgsched.worker import ExitCode
 
 SHORT = LeaseTimes(timedelta(seconds=1), timedelta(seconds=2))
 
 pytestmark = pytest.mark.one_server
-
-
-@contextlib.contextmanager
-def leading(dsn: str, name: str) -> Iterator[Leader]:
-    """A leader (or standby) in a thread of this process."""
-    leader = Leader(dsn, name=name)
-    started = threading.Event()
-    state: list[Any] = []
-
-    async def main() -> None:
-        stop = asyncio.Event()
-        state.extend((asyncio.get_running_loop(), stop))
-        started.set()
-        await leader.run(stop)
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()))
-    thread.start()
-    started.wait()
-    try:
-        yield leader
-    finally:
-        state[0].call_soon_threadsafe(state[1].set)
-        thread.join(20)
-    assert not thread.is_alive()
 
 
 def leads(name: str) -> str:

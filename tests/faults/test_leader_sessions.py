@@ -5,48 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg
 import pytest
 from harness.protocol import Steps, enqueue, places
+from harness.running import leading
 from harness.server import Server
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgsched.calls import Calls
-from pgsched.leader import Leader
 from pgsched.leader import session as leader_session
 
 pytestmark = [pytest.mark.one_server, pytest.mark.faults]
 
 _READY = b"Z\x00\x00\x00\x05I"
-
-
-@contextlib.contextmanager
-def standing(dsn: str) -> Iterator[Leader]:
-    """A leader (or standby) in a thread of this process."""
-    leader = Leader(dsn, name="it")
-    began = threading.Event()
-    state: list[Any] = []
-
-    async def main() -> None:
-        stop = asyncio.Event()
-        state.extend((asyncio.get_running_loop(), stop))
-        began.set()
-        await leader.run(stop)
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()))
-    thread.start()
-    began.wait()
-    try:
-        yield leader
-    finally:
-        state[0].call_soon_threadsafe(state[1].set)
-        thread.join(20)
-    assert not thread.is_alive()
 
 
 @contextlib.asynccontextmanager
@@ -116,7 +91,7 @@ def test_a_session_whose_first_call_fails_is_tried_again_ever_more_slowly_until_
 ) -> None:
     caplog.set_level(logging.DEBUG, "pgsched.leader")
     connection.execute(ill)
-    with standing(dsn) as leader:
+    with leading(dsn, "it") as leader:
         time.sleep(4)
         said = [
             (record.levelno, record.getMessage()) for record in caplog.records if "trying again" in record.getMessage()
@@ -144,7 +119,7 @@ def test_a_thousand_jobs_that_cannot_be_moved_hold_up_no_other(dsn: str, connect
         f"before insert on pgsched.ready for each row when (new.job_id <= {ids[999]}) execute function pgsched.bad_row()"
     )
     lost.close()
-    with standing(dsn):
+    with leading(dsn, "it"):
         deadline = time.monotonic() + 15
         while (count := connection.execute("select count(*) from pgsched.ready").fetchone()[0]) < 100:
             assert time.monotonic() < deadline, f"{count} of 100 jobs went back"

@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 
 from pgsched.app import App
+from pgsched.leader import Leader
 from pgsched.supervisor.board import HURRY
 from pgsched.supervisor.child import ChildWorker
 from pgsched.worker import ExitCode, Settings, Worker
@@ -113,6 +114,30 @@ def make_trace(dsn: str) -> None:
             "create table if not exists trace "
             "(id bigserial, what text, job_id bigint, pid int, at timestamptz default clock_timestamp())"
         )
+
+
+@contextlib.contextmanager
+def leading(dsn: str, name: str) -> Iterator[Leader]:
+    """A leader (or standby) in a thread of this process."""
+    leader = Leader(dsn, name=name)
+    started = threading.Event()
+    state: list[Any] = []
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        state.extend((asyncio.get_running_loop(), stop))
+        started.set()
+        await leader.run(stop)
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    started.wait()
+    try:
+        yield leader
+    finally:
+        state[0].call_soon_threadsafe(state[1].set)
+        thread.join(20)
+    assert not thread.is_alive()
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
+
+from pgsched.supervisor.board import memory_file
 
 TAG = "PGSCHED_EXECUTOR"
 """The variable by which an executor process, and all that it starts, is known."""
@@ -25,7 +26,7 @@ class Page:
 
     def __init__(self, fd: int | None = None) -> None:
         if fd is None:
-            fd = _memory()
+            fd = memory_file("pgsched-executor")
             os.ftruncate(fd, _SIZE)
         self.fd = fd
         self._map = mmap.mmap(fd, _SIZE)
@@ -107,10 +108,3 @@ class Page:
         self._words.release()
         self._times.release()
         os.close(self.fd)
-
-
-def _memory() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("pgsched-executor")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
