@@ -59,10 +59,12 @@ from pgsched.errors import (
     UsageError,
     WorkerAlive,
     WorkerRescued,
+    WorkflowFailed,
 )
 from pgsched.job import Job
 from pgsched.retry import Exponential
 from pgsched.task import BoundTask, Enqueuer, Task
+from pgsched.workflow import Node, Workflow, WorkflowRun
 
 try:
     __version__ = version("pgsched")
@@ -93,6 +95,7 @@ __all__ = [
     "JobUnsuccessful",
     "KeyContended",
     "NoSession",
+    "Node",
     "NotAdopted",
     "NotLeader",
     "PgschedError",
@@ -111,6 +114,9 @@ __all__ = [
     "UsageError",
     "WorkerAlive",
     "WorkerRescued",
+    "Workflow",
+    "WorkflowFailed",
+    "WorkflowRun",
     "__version__",
     "current_job",
 ]

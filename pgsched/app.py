@@ -16,6 +16,7 @@ from pgsched.job import Job
 from pgsched.retry import Exponential
 from pgsched.run import AsyncConnection, Connection, arun, run
 from pgsched.task import AnyTask, BoundTask, Options, Running, Task, TaskDecorator
+from pgsched.workflow import Workflow
 
 if TYPE_CHECKING:
     from pgsched.worker import EmbeddedWorker
@@ -179,6 +180,12 @@ class App:
             async with self.client.atransaction() as connection:
                 own = [await arun(connection, self._many(c, notify)) for c in chunks]
         return [job for c, ids in zip(chunks, own, strict=True) for job in self._jobs(c, ids)]
+
+    def workflow(self, name: str) -> Workflow:
+        """A workflow to be made: add jobs to it, then `enqueue` it. `name`: 1 to 200 characters; each run has a number, too."""
+        if not isinstance(name, str) or not 1 <= len(name) <= 200:
+            raise UsageError(f"workflow: its name is {name!r:.80}: a text of 1 to 200 characters")
+        return Workflow(self, name)
 
     def run_worker(self, **options: Any) -> int:
         """Run a worker as the main program of this process until it is told to stop (SIGTERM, SIGINT); its exit code.

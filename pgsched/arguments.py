@@ -20,6 +20,7 @@ from pydantic import ConfigDict, PlainSerializer, SecretBytes, SecretStr, TypeAd
 from pydantic_core import PydanticSerializationError
 from typing_extensions import TypedDict
 
+from pgsched.edges import Path, find_results, without_results
 from pgsched.errors import ArgumentsError, TaskError
 
 _SECRETS: dict[Any, Any] = {
@@ -45,6 +46,7 @@ class Arguments:
             if name not in self._parameters:
                 raise TaskError(f'task "{task}": secret= names "{name}", and it has no such parameter')
         self._named_secret = secret
+        self._less: dict[tuple[str, ...], Arguments] = {}
         self._positional = [
             p.name for p in self._parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
         ]
@@ -97,6 +99,37 @@ class Arguments:
             pass
         self._name_what_json_cannot_hold(values)
         return self._adapter.dump_json(values).decode()
+
+    def dump_with_results(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, dict[str, list[Path]]]:
+        """`dump` of arguments some of which take results of other jobs: where each job's goes, by its name.
+
+        A parameter that takes one, or has one within it, is validated when the job runs.
+        """
+        given = self._by_name(args, kwargs)
+        taking: dict[str, list[Path]] = {}
+        later = {}
+        for name, value in given.items():
+            for path, result in find_results(value, (name,)):
+                taking.setdefault(result.of, []).append(path)
+                later[name] = without_results(value)
+        if not taking:
+            return self.dump((), given), {}
+        now = {name: value for name, value in given.items() if name not in later}
+        text = self._leaving(tuple(later)).dump((), now)
+        try:
+            return json.dumps(json.loads(text) | later, allow_nan=False), taking
+        except (TypeError, ValueError) as error:
+            raise ArgumentsError(
+                f'task "{self.task}": {", ".join(later)}: beside a result only what JSON can hold as it is ({error})'
+            ) from error
+
+    def _leaving(self, names: tuple[str, ...]) -> Arguments:
+        """The same without these parameters."""
+        if (less := self._less.get(names)) is None:
+            less = Arguments(self.task, self._function, self._named_secret)
+            less._parameters = types.MappingProxyType({n: p for n, p in self._parameters.items() if n not in names})
+            self._less[names] = less
+        return less
 
     def load(self, text: bytes) -> tuple[list[Any], dict[str, Any]]:
         """Positional and named arguments for the function. Raises `ArgumentsError` when the stored ones do not fit."""

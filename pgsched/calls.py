@@ -61,6 +61,12 @@ class Calls:
         named = ", ".join(f'"{name}" => %({name})s' + (f"::{casts[name]}" if name in casts else "") for name in given)
         return self._call(f"select @enqueue({named})", _scalar, **given)
 
+    def enqueue_workflow(self, workflow: str, notify: bool = True) -> Call[dict[str, Any]]:
+        """Enqueue a workflow: {"workflow_id", "job_ids"}, the ids in input order."""
+        return self._call(
+            "select @enqueue_workflow(%(workflow)s::jsonb, %(notify)s)", _scalar, workflow=workflow, notify=notify
+        )
+
     def ended_channel(self) -> Call[str]:
         """The channel on which the ends of jobs are told to those who wait."""
         return self._call("select @ended_channel()", _scalar)
@@ -110,6 +116,26 @@ class Calls:
             reason=reason,
             dry=dry_run,
         )
+
+    def cancel_workflow(self, workflow_id: int, reason: str | None, dry_run: bool) -> Call[dict[int, str]]:
+        """Cancel what of a workflow has not ended: which jobs it changes, and what they were."""
+        return self._call(
+            "select job_id, was from @cancel_workflow(%(id)s, %(reason)s, %(dry)s)",
+            lambda rows: dict(rows),
+            id=workflow_id,
+            reason=reason,
+            dry=dry_run,
+        )
+
+    def retry(self, job_id: int, dry_run: bool) -> Call[dict[int, str]]:
+        """Let a job run again: which jobs it changes, and what they were."""
+        return self._call(
+            "select job_id, was from @retry(%(id)s, %(dry)s)", lambda rows: dict(rows), id=job_id, dry=dry_run
+        )
+
+    def explain(self, job_id: int) -> Call[str]:
+        """Why a job is where it is, in plain sentences."""
+        return self._call("select @explain(%(id)s)", _scalar, id=job_id)
 
     def queues(self) -> Call[list[dict[str, Any]]]:
         """The view queues."""
@@ -292,6 +318,10 @@ class Calls:
     def stage(self, n: int = 1000) -> Call[dict[str, Any]]:
         """Move what is due: {"staged", "expired", "next_at"} or {"busy"}."""
         return self._call("select @stage(%(n)s::integer)", _scalar, n=n)
+
+    def release(self, n: int = 1000) -> Call[dict[str, Any]]:
+        """Decide over what waits for dependencies: {"ready", "ended", "more", "kept"} or {"busy"}."""
+        return self._call("select @release(%(n)s::integer)", _scalar, n=n)
 
 
 @dataclass(frozen=True, slots=True)

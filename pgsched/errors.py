@@ -75,6 +75,21 @@ class JobUnsuccessful(PgschedError):
         return type(self), (self.job_id, self.state, self.reason, self.error_type, self.error, self.traceback)
 
 
+class WorkflowFailed(PgschedError):
+    """A workflow that was waited for has ended, and some of its jobs have failed or were cancelled: `failed` has them by name."""
+
+    def __init__(self, workflow_id: int, name: str, failed: dict[str, JobUnsuccessful]) -> None:
+        some = "; ".join(f'"{job}": {error}' for job, error in list(failed.items())[:5])
+        super().__init__(f'workflow {workflow_id} "{name}": {len(failed)} of its jobs did not succeed: {some}')
+        self.workflow_id = workflow_id
+        self.name = name
+        self.failed = failed
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Made anew from its fields where it is unpickled."""
+        return type(self), (self.workflow_id, self.name, self.failed)
+
+
 class JobFailed(JobUnsuccessful):
     """Its last attempt failed."""
 

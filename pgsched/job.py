@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from pgsched.calls import Ended, JobInfo, job_info
+from pgsched.edges import Edge
 from pgsched.errors import JobCancelled, JobFailed, JobSkipped, UsageError
 from pgsched.returned import Returned
 from pgsched.run import refuse_in_loop
@@ -27,6 +28,21 @@ class Job(Generic[R_co]):
     id: int
     _client: Client
     _returned: Returned | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def edge(self) -> Edge:
+        """For `depends_on=` and `after`: when it has succeeded, as the job itself."""
+        return Edge(self.id)
+
+    @property
+    def failure(self) -> Edge:
+        """For `depends_on=` and `after`: when it has failed for good."""
+        return Edge(self.id, "failure")
+
+    @property
+    def done(self) -> Edge:
+        """For `depends_on=` and `after`: when it has ended, however."""
+        return Edge(self.id, "done")
 
     def info(self) -> JobInfo:
         """Where the job stands now. Raises `UsageError` when it was pruned (or its transaction has not committed)."""
@@ -48,6 +64,27 @@ class Job(Generic[R_co]):
     async def acancel(self, reason: str | None = None, *, dry_run: bool = False) -> dict[int, str]:
         """`cancel` in an event loop."""
         return await self._client.arun(self._client.calls.cancel([self.id], reason, dry_run))
+
+    def retry(self, *, dry_run: bool = False) -> dict[int, str]:
+        """Let the job run again, which has failed, was cancelled, or expired: which jobs this changes, and what each was.
+
+        Its attempts start anew, and what had ended because of it waits again. Raises `InvalidCall` where it has not ended, has
+        succeeded, or ended because of another (which is to be retried); `InvalidJob` where there is no such job; `KeyContended`
+        where its unique key belongs to another job.
+        """
+        return self._client.run(self._client.calls.retry(self.id, dry_run), "retry", "aretry")
+
+    async def aretry(self, *, dry_run: bool = False) -> dict[int, str]:
+        """`retry` in an event loop."""
+        return await self._client.arun(self._client.calls.retry(self.id, dry_run))
+
+    def explain(self) -> str:
+        """Why the job is where it is, whom it waits for and who waits for it, in plain sentences."""
+        return self._client.run(self._client.calls.explain(self.id), "explain", "aexplain")
+
+    async def aexplain(self) -> str:
+        """`explain` in an event loop."""
+        return await self._client.arun(self._client.calls.explain(self.id))
 
     def result(self, timeout: timedelta | None = None) -> R_co:
         """Wait until the job has ended; what its handler returned, of the type that its annotation says.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 
 from pgsched.arguments import Arguments
+from pgsched.edges import Edge, HasEdge, Path, Rule, as_json, edges_to
 from pgsched.errors import ArgumentsError, TaskError, UsageError
 from pgsched.job import Job
 from pgsched.retry import Exponential
@@ -39,6 +40,9 @@ class Options:
     tags: Sequence[str] | None = None
     metadata: Mapping[str, Any] | None = None
     unique_key: str | None = None
+    depends_on: Iterable[HasEdge] | None = None
+    rule: Rule | None = None
+    at_least: int | None = None
     connection: Connection | AsyncConnection | None = None
     notify: bool = True
 
@@ -110,6 +114,9 @@ class Task(Generic[P, C, R]):
         tags: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
         unique_key: str | None = None,
+        depends_on: Iterable[HasEdge] | None = None,
+        rule: Rule | None = None,
+        at_least: int | None = None,
         connection: Connection | AsyncConnection | None = None,
         notify: bool = True,
     ) -> Enqueuer[P, R]:
@@ -122,6 +129,8 @@ class Task(Generic[P, C, R]):
         max_attempts, timeout   as in `App.task`
         tags, metadata          for finding the job and for the application's own use
         unique_key  at most one job of this task with this key has not ended: while one has not, `enqueue` answers it
+        depends_on  jobs that it waits for, until each has succeeded; or the `failure` or `done` of one: `depends_on=[a, b.done]`
+        rule        how they decide together: "all" (the default), "any", "none_failed"; or `at_least` so many of them
         connection  the job is made in that connection's transaction and commits with it or not at all
         notify      False: no NOTIFY (which PREPARE TRANSACTION refuses); workers find the job when they poll
         """
@@ -136,6 +145,9 @@ class Task(Generic[P, C, R]):
             tags,
             metadata,
             unique_key,
+            depends_on,
+            rule,
+            at_least,
             connection,
             notify,
         )
@@ -172,6 +184,11 @@ class Enqueuer(Generic[P, R]):
         self._task = task
         self._options = options
 
+    @property
+    def task(self) -> Task[P, Any, R]:
+        """The task itself."""
+        return self._task
+
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Enqueue a job, in the transaction of `connection` if one was given. Raises as `Task.enqueue`."""
         job = self.bind(*args, **kwargs)
@@ -192,8 +209,40 @@ class Enqueuer(Generic[P, R]):
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> BoundTask[R]:
         """A job to be, for `App.enqueue_many` (which has its own `connection`). Raises `ArgumentsError` at once."""
+        edges = edges_to(self._options.depends_on or ())
+        text = self._task.arguments.dump(args, kwargs)
+        return self._bound(text, edges, {}, self._options.rule, self._options.at_least, None)
+
+    def bind_in_workflow(
+        self,
+        name: str,
+        edges: tuple[Edge, ...],
+        rule: Rule | None,
+        at_least: int | None,
+        args: Any,
+        kwargs: Any,
+    ) -> BoundTask[R]:
+        """`bind` for a job of a workflow, which may take results of others as arguments (for `Workflow.add`)."""
+        text, inputs = self._task.arguments.dump_with_results(args, kwargs)
+        edges = (*edges_to(self._options.depends_on or ()), *edges)
+        return self._bound(text, edges, inputs, rule, at_least, name)
+
+    def _bound(
+        self,
+        args: str,
+        edges: tuple[Edge, ...],
+        inputs: dict[str, list[Path]],
+        rule: Rule | None,
+        at_least: int | None,
+        name: str | None,
+    ) -> BoundTask[R]:
         task, options = self._task, self._options
+        waits_for = as_json(edges, inputs)
         fields = {
+            "name": name,
+            "depends_on": waits_for or None,
+            "rule": "at_least" if at_least is not None else rule if waits_for else None,
+            "rule_n": at_least,
             "task": task.name,
             "queue": task.app.name if options.queue is None else options.queue,
             "priority": options.priority,
@@ -208,7 +257,8 @@ class Enqueuer(Generic[P, R]):
             "secret": task.arguments.secret or None,
         }
         head = _json({name: value for name, value in fields.items() if value is not None})
-        return BoundTask(f'{head[:-1]},"args":{task.arguments.dump(args, kwargs)}}}', task.returned)
+        names = tuple(str(edge["name"]) for edge in waits_for if "name" in edge)
+        return BoundTask(f'{head[:-1]},"args":{args}}}', task.returned, names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +267,8 @@ class BoundTask(Generic[R]):
 
     text: str = field(repr=False)  # (it has secrets in the clear)
     returned: Returned = field(repr=False)
+    waits_for: tuple[str, ...] = ()
+    """The names of the jobs of the same workflow that it waits for."""
 
 
 class TaskDecorator:

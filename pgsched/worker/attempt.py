@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import psycopg
 
 from pgsched.calls import Calls
 from pgsched.context import JobContext, Stop, _current
+from pgsched.edges import with_results
 from pgsched.errors import (
     ArgumentsError,
     ClaimCancelled,
@@ -44,6 +45,9 @@ _LEFT_OPEN = (
 )
 
 
+Inputs = Sequence[tuple[Sequence[str | int], Any]]
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """What is to be done: one claimed job, as it travels to whoever runs it."""
@@ -55,7 +59,9 @@ class Work:
     lost_attempts: int
     last_session: int
     """The number of the worker's newest work session when the attempt began."""
-    output: str
+    inputs: Inputs = ()
+    """Results of other jobs, and where in the arguments each goes."""
+    output: str = "inherit"
     """What becomes of what it prints in a process of its own: inherit, keep or discard."""
 
 
@@ -89,7 +95,7 @@ class Attempt:
         """Run a `def` task. It raises nothing: whatever the handler does becomes an outcome."""
         _current.set(self.context)
         try:
-            args, kwargs = self.task.arguments.load(self.work.args)
+            args, kwargs = self._arguments()
             if not self.task.transactional:
                 with _this_process_alone():
                     value = self.task.function(*args, **kwargs)
@@ -98,6 +104,10 @@ class Attempt:
                 return self._commit(sessions.calls, session, lambda: self.task.function(*args, **kwargs))
         except BaseException as error:  # (also SystemExit: it ends the attempt, not the worker)
             return self._undone(error, False) if self.task.transactional else self.raised(error)
+
+    def _arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        args, inputs = self.work.args, self.work.inputs
+        return self.task.arguments.load(with_results(args, inputs) if inputs else args)
 
     def cancel_statement(self) -> None:
         """The handler is to end: a statement that its thread waits for ends with an error. Called in another thread."""
@@ -158,7 +168,7 @@ class Attempt:
         """Run an `async def` task."""
         _current.set(self.context)
         try:
-            args, kwargs = self.task.arguments.load(self.work.args)
+            args, kwargs = self._arguments()
             if not self.task.transactional:
                 with _this_process_alone():
                     value = await self.task.function(*args, **kwargs)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from pgsched.context import Stop
 from pgsched.task import AnyTask
@@ -24,6 +25,8 @@ class Claimed:
     args: bytes
     timeout: timedelta | None
     lost_attempts: int = 0
+    inputs: Sequence[tuple[Sequence[str | int], Any]] = ()
+    """Results of other jobs, and where in the arguments each goes."""
     handler: asyncio.Task[None] | None = None
     """What runs it on the loop, where something does."""
     queued: Queued | None = None
@@ -41,6 +44,7 @@ class Claimed:
     """Why it is to end before its time; the handler sees it as `current_job().stopping`."""
 
 
-def lost_attempts(extra: bytes | None) -> int:
-    """What a claim's `extra` says of workers that died with the job."""
-    return int(json.loads(extra).get("lost_attempts", 0)) if extra else 0
+def beside(extra: bytes | None) -> dict[str, Any]:
+    """What a claim's `extra` says, by the names of the fields here."""
+    said = json.loads(extra) if extra else {}
+    return {name: said[name] for name in ("lost_attempts", "inputs") if name in said}

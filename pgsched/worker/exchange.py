@@ -1,18 +1,16 @@
 """The exchange with the database: one call sends what has ended and takes what is ready.
 
-`Ledger` is what the worker knows: free slots, claims that run, outcomes that are not acknowledged yet. `Exchange` is the
-loop over one work session; several of them share a ledger, so that one waits for the server while another's jobs run.
+`Exchange` is the loop over one work session; several of them share a ledger, so that one waits for the server while another's
+jobs run.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import logging
+import math
 import time
-from collections import deque
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
@@ -23,115 +21,14 @@ from pgsched.errors import WorkerRescued
 from pgsched.loop import backoff
 from pgsched.session import BROKEN, TRY_AGAIN, Identity, WorkSession, persist
 from pgsched.worker import outcome
-from pgsched.worker.claimed import Claimed, lost_attempts
+from pgsched.worker.claimed import Claimed, beside
+from pgsched.worker.ledger import Ledger
 
 T = TypeVar("T")
 log = logging.getLogger("pgsched.worker")
 
-PRIORITIES = range(10)
-_MOST_RESULTS = 1000
-_MOST_BYTES = 16 * 1024 * 1024
-
-
-class Ledger:
-    """What this worker knows: its slots, its claims, and the outcomes that the server has not acknowledged."""
-
-    def __init__(self, concurrency: int, queues: list[str]) -> None:
-        self.concurrency = concurrency
-        self.queues = queues
-        self.claims: dict[int, Claimed] = {}
-        """Every claim from its arrival until its finish is acknowledged."""
-        self.ended: deque[tuple[Claimed, str]] = deque()
-        self.ended_sessions: list[int] = []
-        self.active = 0
-        """Handlers that have not ended."""
-        self.asked = 0
-        """Slots that claims on their way may fill."""
-        self.accepting = True
-        self.hint = True
-        """There may be something to claim: not known to be empty since the last notification or poll."""
-        self.wakes = 0
-        """How often it was said that there may be something: an empty answer to an older question proves nothing."""
-        self.next_poll = 0.0
-        self.work = asyncio.Event()
-        """Set when an exchange may have something to do."""
-        self.start: Callable[[Claimed], None]
-        """Begins a handler."""
-        self.suspect: Claimed | None = None
-        """The one that runs, or whose outcome is not acknowledged."""
-        self.suspect_asked = False
-        self.beginning: list[tuple[Claimed, asyncio.Future[str]]] = []
-        """Transactional jobs whose handlers wait for the server's word that they may begin."""
-        self._turn = itertools.count()
-
-    @property
-    def free(self) -> int:
-        """Slots that nothing fills and no claim on its way may fill."""
-        return self.concurrency - self.active - self.asked if self.accepting else 0
-
-    @property
-    def takes_suspect(self) -> bool:
-        """Whether a job may come with which a worker has died before: one at a time, also of claims on their way."""
-        return self.suspect is None and not self.suspect_asked
-
-    def begin(self, job: Claimed) -> None:
-        """Take in a claim; its handler begins."""
-        self.claims[job.claim_id] = job
-        self.active += 1
-        if not self.accepting:
-            self.end(job, outcome.given_back(job.job_id, job.claim_id, "its worker is stopping", begun=False))
-            return
-        if job.lost_attempts:
-            self.suspect = job
-        self.start(job)
-
-    def acknowledged(self, job: Claimed) -> None:
-        """The server knows its outcome. Only now the next suspect may come: what it crashes could take the outcome along."""
-        self.claims.pop(job.claim_id, None)
-        if self.suspect is job:
-            self.suspect = None
-            self.wake()
-
-    def running(self) -> list[Claimed]:
-        """The claims whose handlers run. (May be called from another thread.)"""
-        return [job for job in list(self.claims.values()) if job.has_begun and not job.has_ended]
-
-    async def begin_transactional(self, job: Claimed) -> str:
-        """Have the server know that this job's handler begins in a transaction of its own; the verdict."""
-        verdict: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.beginning.append((job, verdict))
-        self.work.set()
-        return await verdict
-
-    def end(self, job: Claimed, result: str) -> None:
-        """A handler has ended with this outcome; an empty one is known to the server already."""
-        self.active -= 1
-        if result:
-            self.ended.append((job, result))
-        else:
-            self.acknowledged(job)
-        self.work.set()
-
-    def wake(self) -> None:
-        """There may be something to claim."""
-        self.hint = True
-        self.wakes += 1
-        self.work.set()
-
-    def take_results(self) -> list[tuple[Claimed, str]]:
-        """The outcomes for the next call: not too many, not too large."""
-        batch: list[tuple[Claimed, str]] = []
-        size = 0
-        while self.ended and len(batch) < _MOST_RESULTS and (not batch or size + len(self.ended[0][1]) < _MOST_BYTES):
-            batch.append(self.ended.popleft())
-            size += len(batch[-1][1])
-        return batch
-
-    def lanes(self) -> list[dict[str, Any]]:
-        """Priority over all queues, then round robin between queues."""
-        first = next(self._turn) % len(self.queues)
-        turned = self.queues[first:] + self.queues[:first]
-        return [{"queue": queue, "priority": priority} for priority in PRIORITIES for queue in turned]
+_BUSY_S = 0.01
+"""How soon release() is asked again where somebody else was at it: he may not have seen what has ended here."""
 
 
 class Exchange:
@@ -156,6 +53,7 @@ class Exchange:
         self._spoke_at = 0.0
         self._stage_at = 0.0
         self._not_before = 0.0
+        self._kept = backoff(0.02, 1.0)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Exchange until `stop`; then send what is left. Raises `WorkerRescued` when the identity is over."""
@@ -168,6 +66,7 @@ class Exchange:
                 await self._wait(stop)
                 if await self._exchange():
                     waits = backoff(0.01, 2.0)
+                await self._release()
                 continue
             except WorkerRescued:
                 raise
@@ -219,6 +118,32 @@ class Exchange:
             self._stage_at = now + min(self._poll, max(due, 0.005))
         if answer.get("staged"):
             self._ledger.wake()
+        self._ledger.release_at = min(self._ledger.release_at, now)
+
+    async def _release(self) -> None:
+        """Have those decided over that wait for jobs which have ended."""
+        ledger = self._ledger
+        while time.monotonic() >= ledger.release_at:
+            ledger.release_at = math.inf
+            try:
+                answer = json.loads(cast(bytes, await self._session.call(self._calls.release())))
+            except BaseException:
+                ledger.release_at = 0.0
+                raise
+            if answer.get("ready"):
+                ledger.wake()
+            wait = (
+                _BUSY_S
+                if answer.get("busy")
+                else 0.0
+                if answer["more"]
+                else next(self._kept)
+                if answer["kept"]
+                else math.inf
+            )
+            if wait == math.inf:
+                self._kept = backoff(0.02, 1.0)
+            ledger.release_at = min(ledger.release_at, time.monotonic() + wait)
 
     async def _wait(self, stop: asyncio.Event) -> None:
         """Until there is something to send or to ask, the next poll, or the next job that is due."""
@@ -233,9 +158,10 @@ class Exchange:
                 or ledger.beginning
                 or self._asking(now) > 0
                 or (ledger.accepting and now >= self._stage_at)
+                or now >= ledger.release_at
             ):
                 return
-            until = ledger.next_poll
+            until = min(ledger.next_poll, ledger.release_at)
             if ledger.accepting:
                 until = min(until, self._stage_at)
             if now < self._not_before:
@@ -371,12 +297,14 @@ class Exchange:
                 self._note(json.loads(extra))
                 continue
             came += 1
-            ledger.begin(Claimed(job_id, claim_id, attempt, self._tasks[task], args, timeout, lost_attempts(extra)))
+            ledger.begin(Claimed(job_id, claim_id, attempt, self._tasks[task], args, timeout, **beside(extra)))
         return came
 
     def _note(self, note: dict[str, Any]) -> None:
         if note.get("again"):
             self._ledger.wake()
+        if note.get("release"):
+            self._ledger.release_at = 0.0
         if "not_before" in note:
             # (Asked again at each poll: this machine's clock may be wrong.)
             wait = (datetime.fromisoformat(note["not_before"]) - datetime.now(UTC)).total_seconds()

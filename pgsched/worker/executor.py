@@ -128,6 +128,7 @@ class Executor:
             job.args,
             job.lost_attempts,
             self._means.last_session(),
+            job.inputs,
             job.task.output,
         )
         attempt = Attempt(job.task, work, context)

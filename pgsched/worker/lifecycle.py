@@ -20,8 +20,9 @@ from pgsched.loop import backoff, wait_any
 from pgsched.run import arun
 from pgsched.session import BROKEN, TRY_AGAIN, Identity, describe, persist
 from pgsched.worker.claimed import Claimed
-from pgsched.worker.exchange import Exchange, Ledger
+from pgsched.worker.exchange import Exchange
 from pgsched.worker.executor import Executor, Means
+from pgsched.worker.ledger import Ledger
 from pgsched.worker.listener import Listener
 from pgsched.worker.progress import Progress
 from pgsched.worker.settings import Settings

@@ -18,8 +18,9 @@ from pgsched.loop import wait_any
 from pgsched.run import arun
 from pgsched.session import BROKEN, TRY_AGAIN, Identity, persist
 from pgsched.worker.claimed import Claimed
-from pgsched.worker.exchange import Exchange, Ledger
+from pgsched.worker.exchange import Exchange
 from pgsched.worker.executor import Executor
+from pgsched.worker.ledger import Ledger
 
 log = logging.getLogger("pgsched.worker")
 

@@ -1,6 +1,6 @@
 -- Cancels jobs. What waits or is ready ends now; what runs is told to stop: it stays in running, shown as `cancelling`, until
 -- its handler has really ended, and then ends as cancelled whatever the handler reports. No result of it is accepted from the
--- commit of this call on.
+-- commit of this call on. What waits for them and can no longer run ends now, too, and so on down (see spread_cancel).
 -- Answers for every job that this changes what it was; nothing for one that has ended or is being cancelled already.
 -- `dry_run` gives the same answer and changes nothing (it locks the rows while it looks).
 -- Locks: rows of running, ready and waiting, job by job in the order of ids; waits for who holds one. Cancels that cross may
@@ -24,6 +24,7 @@ declare
     states text[] := '{}';
     state text;
     id bigint;
+    further record;
 begin
     perform require_read_committed();
     if job_ids is null or array_ndims(job_ids) > 1 or array_position(job_ids, null) is not null then
@@ -36,6 +37,10 @@ begin
                 jobs := jobs || id;
                 states := states || state;
             end if;
+        end loop;
+        for further in select s.job_id, s.was from spread_cancel(jobs) s loop
+            jobs := jobs || further.job_id;
+            states := states || further.was;
         end loop;
         if dry_run is distinct from false then
             raise exception using errcode = 'PGDRY', message = 'dry run';
@@ -55,6 +60,22 @@ language sql security definer
 set search_path from current
 as $$ select * from cancel_many(array[job_id], reason, dry_run) $$;
 comment on function cancel(bigint, text, boolean) is 'Cancels a job; answers what it was, nothing where it had ended.';
+
+-- Cancels all jobs of a workflow that have not ended; see cancel_many. Errors: PGS05 no such workflow.
+create or replace function cancel_workflow(workflow_id bigint, reason text default null, dry_run boolean default false)
+returns table (job_id bigint, was text)
+language plpgsql security definer
+set search_path from current
+as $$
+begin
+    if not exists (select from workflow w where w.id = workflow_id) then
+        perform refuse('PGS05', format('there is no workflow %s', coalesce(workflow_id::text, 'null')), 'It was pruned, or never was: nothing is changed.');
+    end if;
+    -- (Each before those that wait for it: most of those end with it.)
+    return query select * from cancel_many(array(select j.id from job j where j.workflow_id = cancel_workflow.workflow_id order by j.id), reason, dry_run);
+end
+$$;
+comment on function cancel_workflow(bigint, text, boolean) is 'Cancels all jobs of a workflow that have not ended; answers which it changed and what they were.';
 
 -- Cancels one job; what it was, null where nothing was to be done (internal).
 create or replace function cancel_one(the_job bigint, reason text) returns text
@@ -93,8 +114,13 @@ begin
             delete from job_key x where x.job_id = the_job;
             return was;
         end if;
-        if exists (select from finished x where x.job_id = the_job) then
-            return null;
+        -- One that ended because of another stays ended, also when that is retried.
+        update finished x
+        set cause_job_id = null, reason = concat(x.reason, '; then cancelled', ': ' || cancel_one.reason)
+        where x.job_id = the_job and x.cause_job_id is not null
+        returning x.state into was;
+        if was is not null or exists (select from finished x where x.job_id = the_job) then
+            return was;
         end if;
         if not exists (select from job x where x.id = the_job) then
             perform refuse('PGS05', format('there is no job %s', the_job), 'It was pruned, or never was: nothing is changed.');
@@ -106,6 +132,52 @@ begin
 end
 $$;
 comment on function cancel_one(bigint, text) is 'Cancels one job; what it was (internal).';
+
+-- What the cancels of these jobs mean for those that wait for them, level by level: outcomes are written on the edges, at once
+-- also those of a job that still runs (it can only end as cancelled; an edge with done waits for its end); what can no longer run
+-- ends. Answers the jobs that this has ended and what they were.
+-- Each level is locked first and then decided over in a new statement, which sees what those who held the rows have committed.
+-- An event is left for each job: whoever brings a dependent back meanwhile has it looked at again.
+-- Locks: edges; rows of waiting, in the order of ids; waits for who holds one.
+create or replace function spread_cancel(jobs bigint[]) returns table (job_id bigint, was text)
+language plpgsql
+set search_path from current
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set jit = off
+set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+declare
+    level bigint[] := jobs;
+    dependents bigint[];
+begin
+    -- (Those that have ended here have left their event; those that run leave one now.)
+    insert into release_check (ended_id)
+    select r.job_id from running r
+    where r.job_id = any (jobs) and (select true from dependency d where d.depends_on_id = r.job_id limit 1);
+    while level <> '{}' loop
+        dependents := array(select distinct d.job_id from dependency d where d.depends_on_id = any (level) order by d.job_id);
+        exit when dependents = '{}';
+        perform from waiting w where w.job_id = any (dependents) and w.reason = 'dependencies' order by w.job_id for update;
+        update dependency d
+        set outcome = coalesce((select f.state from finished f where f.job_id = d.depends_on_id), 'cancelled')
+        where d.depends_on_id = any (level) and d.outcome is null
+            and (d.condition <> 'done' or (select true from finished f where f.job_id = d.depends_on_id));
+        level := (
+            select c.ended_jobs
+            from carry_out(array(
+                select x.job_id from decide(array(
+                    select w.job_id from waiting w where w.job_id = any (dependents) and w.reason = 'dependencies')) x
+                where x.verdict in ('skipped', 'cancelled'))) c);
+        return query select u.id, 'blocked' from unnest(level) u (id);
+    end loop;
+end
+$$;
+comment on function spread_cancel(bigint[]) is 'What cancels mean for those that wait for the jobs; answers what this has ended (internal).';
 
 -- Which of the worker's claims were told to stop, and why. `timed_out`: [{"job_id", "claim_id"}, ...], claims whose handlers have
 -- used up their time and have not ended yet: they are shown as `cancelling` from now on.

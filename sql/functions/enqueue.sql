@@ -4,61 +4,89 @@
 -- Answers their ids in the order of input. A job whose unique_key is taken is not made: the answer is its holder's id.
 -- `notify` false makes no NOTIFY (it cannot be part of PREPARE TRANSACTION); workers then find the jobs when they poll.
 --
+-- depends_on makes a job wait for others: an array of edges (see read_edges); rule says how they decide (all unless it is
+-- given; see decide), rule_n is the number of at_least.
+--
 -- It inserts only rows of its own, in the caller's transaction, and waits for nobody's open transaction, unique keys
 -- aside: those are taken in sorted order, and waited for as long as lock_timeout says, at most 5 s.
+-- Locks: the definitions of the jobs that new ones depend on, for key share, so that they are not pruned meanwhile.
 -- Errors: PGS05 a value is refused (the message names the job, the field and the rule), PGS06 arguments too large,
 -- PGS09 `jobs` is no array, PGS10 a key changes hands again and again, 55P03 a key is held by an open transaction.
 create or replace function enqueue_many(jobs jsonb, notify boolean default true) returns setof bigint
 language plpgsql security definer
 set search_path from current
 as $$
-declare
-    t timestamptz := clock_timestamp();
-    given new_job[];
-    ids bigint[];
-    answers bigint[];
-    woken text[];
 begin
     if jsonb_typeof(jobs) is distinct from 'array' then
         perform refuse('PGS09', 'enqueue_many: jobs must be an array of objects', 'For example [{"task": "send", "queue": "mail"}].');
     end if;
-    given := read_jobs(jobs);
+    return query select unnest(make_jobs(read_jobs(jobs), null, notify));
+end
+$$;
+comment on function enqueue_many(jsonb, boolean) is 'Enqueues an array of jobs, all or none; answers their ids in the order of input.';
+
+-- Makes jobs, perhaps of a workflow; answers their ids in the order given. What it refuses and locks: see enqueue_many.
+create or replace function make_jobs(given new_job[], the_workflow bigint, notify boolean) returns bigint[]
+language plpgsql
+set search_path from current
+as $$
+declare
+    t timestamptz := clock_timestamp();
+    edges edge[];
+    places integer[];
+    ids bigint[];
+    answers bigint[];
+    woken text[];
+begin
     if given is null then
-        return;
+        return '{}';
     end if;
     perform check_jobs(given, t);
+    edges := read_edges(given);
     ids := array(select nextval('job_id_seq') from generate_series(1, cardinality(given)));
+    if edges is not null then
+        places := sorted(given, edges);
+        if places is not null then
+            ids := array(select ids[p] from unnest(places) with ordinality p (p, n) order by n);
+        end if;
+    end if;
     answers := ids;
     if exists (select from unnest(given) g where g.unique_key is not null) then
         answers := take_keys(given, ids);
     end if;
 
-    insert into job (id, task, queue, priority, args, secret, max_attempts, timeout, expires_at, tags, metadata, unique_key, created_at)
+    insert into job (id, task, queue, priority, args, secret, max_attempts, timeout, expires_at, tags, metadata, unique_key,
+        workflow_id, name, rule, rule_n, created_at)
     select ids[g.ordinality], g.task, g.queue, coalesce(g.priority, 5), coalesce(g.args, '{}'), g.secret, coalesce(g.max_attempts, 1),
-        make_interval(secs => g.timeout_s), g.expires_at, g.tags, g.metadata, g.unique_key, t
+        make_interval(secs => g.timeout_s), g.expires_at, g.tags, g.metadata, g.unique_key, the_workflow, g.name,
+        case when has_edges(g.depends_on) then coalesce(g.rule, 'all') end, case when has_edges(g.depends_on) then g.rule_n end, t
     from unnest(given) with ordinality g
     where ids[g.ordinality] = answers[g.ordinality];
+
+    if edges is not null then
+        perform enter_edges(given, edges, ids, answers, t);
+    end if;
 
     insert into waiting (job_id, queue, reason, run_at, expires_at)
     select ids[g.ordinality], g.queue, 'scheduled', coalesce(g.run_at, t + seconds(g.delay_s)), g.expires_at
     from unnest(given) with ordinality g
-    where ids[g.ordinality] = answers[g.ordinality] and (g.run_at > t or g.delay_s > 0);
+    where ids[g.ordinality] = answers[g.ordinality] and (g.run_at > t or g.delay_s > 0) and not has_edges(g.depends_on);
 
     with entered as (
         insert into ready (queue, priority, job_id, expires_at)
         select g.queue, coalesce(g.priority, 5), ids[g.ordinality], g.expires_at
         from unnest(given) with ordinality g
-        where ids[g.ordinality] = answers[g.ordinality] and not coalesce(g.run_at > t or g.delay_s > 0, false)
+        where ids[g.ordinality] = answers[g.ordinality] and not coalesce(g.run_at > t or g.delay_s > 0, false) and not has_edges(g.depends_on)
         returning queue
     )
     select array_agg(distinct queue) into woken from entered;
     if notify then
         perform wake(woken);
     end if;
-    return query select unnest(answers);
+    return answers;
 end
 $$;
-comment on function enqueue_many(jsonb, boolean) is 'Enqueues an array of jobs, all or none; answers their ids in the order of input.';
+comment on function make_jobs(new_job[], bigint, boolean) is 'Makes jobs, perhaps of a workflow; answers their ids in the order given (internal).';
 
 -- Enqueues one job; answers its id, or the id of the job that holds its unique key. See enqueue_many.
 create or replace function enqueue(
@@ -75,7 +103,8 @@ create or replace function enqueue(
     metadata jsonb default null,
     unique_key text default null,
     secret text[] default null,
-    notify boolean default true
+    notify boolean default true,
+    depends_on bigint[] default null
 ) returns bigint
 language plpgsql security definer
 set search_path from current
@@ -86,10 +115,10 @@ begin
             'task', task, 'args', args, 'queue', queue, 'priority', priority, 'run_at', run_at,
             'delay_s', extract(epoch from delay), 'expires_at', expires_at, 'max_attempts', max_attempts,
             'timeout_s', extract(epoch from "timeout"), 'tags', tags, 'metadata', metadata, 'unique_key', unique_key,
-            'secret', secret)), notify) id);
+            'secret', secret, 'depends_on', (select jsonb_agg(jsonb_build_object('job', d)) from unnest(depends_on) d))), notify) id);
 end
 $$;
-comment on function enqueue(text, jsonb, text, integer, timestamptz, interval, timestamptz, integer, interval, text[], jsonb, text, text[], boolean)
+comment on function enqueue(text, jsonb, text, integer, timestamptz, interval, timestamptz, integer, interval, text[], jsonb, text, text[], boolean, bigint[])
     is 'Enqueues one job; answers its id, or the id of the job that holds its unique key.';
 
 -- Reads the array of enqueue_many; null where it is empty. A value of the wrong type is refused by job, field and value.
@@ -99,7 +128,7 @@ set search_path from current
 as $$
 declare
     fields constant text[] := array['task', 'args', 'queue', 'priority', 'run_at', 'delay_s', 'expires_at', 'max_attempts',
-        'timeout_s', 'tags', 'metadata', 'unique_key', 'secret'];
+        'timeout_s', 'tags', 'metadata', 'unique_key', 'secret', 'name', 'depends_on', 'rule', 'rule_n'];
     odd record;
     field text;
 begin
@@ -179,6 +208,16 @@ begin
                 then format('metadata is a JSON %s: it must be an object', jsonb_typeof(g.metadata))
             when length(g.unique_key) not between 1 and 500 or octet_length(g.unique_key) > 1500
                 then format('unique_key is %s: it has 1 to 500 characters, and at most 1500 bytes', shown(g.unique_key))
+            when length(g.name) not between 1 and 200
+                then format('name is %s: it has 1 to 200 characters', shown(g.name))
+            when g.rule not in ('all', 'any', 'at_least', 'none_failed')
+                then format('rule is %s: it is all, any, at_least or none_failed', shown(g.rule))
+            when (coalesce(g.rule, 'all') = 'at_least') <> (g.rule_n is not null)
+                then 'rule_n is the number of rule at_least: give both or neither'
+            when jsonb_typeof(g.depends_on) <> 'array'
+                then format('depends_on is a JSON %s: it must be an array of edges, such as [{"job": 17}]', jsonb_typeof(g.depends_on))
+            when g.rule_n < 1 or g.rule_n > coalesce(jsonb_array_length(g.depends_on), 0)
+                then format('rule_n is %s: it must lie between 1 and the number of its edges, %s', g.rule_n, coalesce(jsonb_array_length(g.depends_on), 0))
             when pg_column_size(g.args) > max_bytes or pg_column_size(g.metadata) > max_bytes
                 then ''
             end as problem

@@ -158,6 +158,8 @@ comment on function settle(bigint, jsonb, boolean, boolean) is 'How a claim ends
 --   busy         somebody holds the row at this moment: nothing changed, send it again
 --   rolled_back  nothing changed: see settle
 --   stale        this claim is not (or no longer) this worker's: nothing changed
+-- A row without a verdict and a job is a note, as in claim: extra {"release": true} says that others wait for what has ended
+-- here, so that it is worth while to call release() at once.
 -- So it is idempotent, and it raises for no job of a batch. Durable whatever the role's default.
 -- Errors: PGS02, PGS03, PGS09 (an unknown outcome, a claim twice in one call); a value that cannot be stored (class 22).
 create or replace function finish(worker_id bigint, results jsonb, want jsonb default null)
@@ -208,6 +210,10 @@ begin
             null::integer, null::bigint, g.job_id, g.claim_id, null::integer, null::text, null::jsonb, null::interval, null::jsonb
         from jsonb_to_recordset(results) g (job_id bigint, claim_id bigint, outcome text)
         where not exists (select from unnest(jobs, claims) u (job_id, claim_id) where u.job_id = g.job_id and u.claim_id = g.claim_id);
+    end if;
+    if current_setting('pgsched.events', true) = 'yes' then
+        return query select null::text, null::integer, null::bigint, null::bigint, null::bigint, null::integer, null::text, null::jsonb,
+            null::interval, jsonb_build_object('release', true);
     end if;
     if want <> 'null' then
         return query

@@ -11,6 +11,8 @@ with place as (
     union all select job_id, 'finished', queue from finished
 ), placed as (
     select job_id, count(*) as n, string_agg(location, ', ') as locations, min(queue) as queue from place group by job_id
+), verdict as (
+    select d.* from decide(array(select j.id from job j where j.rule is not null)) d
 )
 select 'a job is in exactly one state table', j.id, 'in ' || coalesce(p.locations, 'none')
 from job j left join placed p on p.job_id = j.id
@@ -77,6 +79,41 @@ union all
 select 'a job waits, ready or not, within its retry budget', x.job_id, format('attempt %s of %s', x.attempt, j.max_attempts)
 from (select job_id, attempt from waiting union all select job_id, attempt from ready) x join job j on j.id = x.job_id
 where x.attempt >= j.max_attempts
+union all
+select 'a job that waits for dependencies has a rule and edges', w.job_id, coalesce('rule ' || j.rule, 'no rule')
+from waiting w left join job j on j.id = w.job_id
+where w.reason = 'dependencies' and (j.rule is null or not exists (select from dependency d where d.job_id = w.job_id))
+union all
+select 'a job runs only when its rule is met', v.job_id, format('it is %s', v.verdict)
+from verdict v
+where v.verdict <> 'met' and (
+    v.job_id in (select r.job_id from ready r union all select r.job_id from running r union all select w.job_id from waiting w where w.reason <> 'dependencies')
+    or v.job_id in (select f.job_id from finished f where f.claim_id is not null))
+union all
+select 'a job ends by a cause only when its rule can no longer be met', v.job_id, format('it is %s', v.verdict)
+from verdict v join finished f on f.job_id = v.job_id
+where f.cause_job_id is not null and v.verdict in ('met', 'open')
+union all
+select 'whose rule is decided does not wait without being looked at', w.job_id, format('it is %s', v.verdict)
+from waiting w join verdict v on v.job_id = w.job_id
+where w.reason = 'dependencies'
+    and (v.verdict <> 'open' or exists (
+        select from dependency d
+        where d.job_id = w.job_id and d.outcome is null and (
+            exists (select from finished f where f.job_id = d.depends_on_id)
+            or d.condition <> 'done' and exists (select from running r where r.job_id = d.depends_on_id and r.stop_reason = 'cancel'))))
+    and not exists (select from release_check e where e.look_at_id = w.job_id)
+    and not exists (select from release_check e join dependency d on d.depends_on_id = e.ended_id where d.job_id = w.job_id)
+union all
+select 'the edges of a job that waits say how its dependencies ended', w.job_id, format('job %s: %s', d.depends_on_id, d.outcome)
+from waiting w join dependency d on d.job_id = w.job_id join job p on p.id = d.depends_on_id
+where w.reason = 'dependencies' and d.outcome is not null
+    and d.outcome is distinct from (select f.state from finished f where f.job_id = d.depends_on_id)
+    and not (d.outcome = 'cancelled' and exists (select from running r where r.job_id = d.depends_on_id and r.stop_reason = 'cancel'))
+union all
+select 'an edge leads to a job that is there, or says how it ended', d.job_id, format('job %s', d.depends_on_id)
+from dependency d
+where d.outcome is null and not exists (select from job j where j.id = d.depends_on_id) and not exists (select from finished f where f.job_id = d.job_id)
 union all
 select 'ids come from the sequence', max(j.id), format('job_id_seq stands at %s', (select last_value from job_id_seq))
 from job j

@@ -30,9 +30,13 @@ create table job (
     constraint job_timeout_is_positive check (timeout > interval '0'),
     constraint job_expires_at_is_finite check (expires_at >= '0001-01-01 00:00+00' and expires_at < '9999-01-01 00:00+00'),
     constraint job_unique_key_is_a_name check (length(unique_key) between 1 and 500 and octet_length(unique_key) <= 1500),
+    constraint job_rule_is_known check (rule in ('all', 'any', 'at_least', 'none_failed')),
+    constraint job_rule_n_is_a_count check ((rule = 'at_least') = (rule_n is not null) and rule_n >= 1),
+    constraint job_name_is_a_name check (length(name) between 1 and 200),
     constraint job_parent_is_a_claim check ((parent_id is null) = (parent_claim_id is null)),
     constraint job_parent_is_older check (parent_id < id)
 );
+create index job_workflow on job (workflow_id, id) where workflow_id is not null;
 comment on table job is 'What is to be done: a job''s definition, one row that never changes. Its state is the one state table that holds its id: waiting, ready, running or finished.';
 comment on sequence job_id_seq is 'The ids of jobs. Cache 1: with more, a valid edge to an older job would be refused.';
 comment on column job.id is 'The job''s number, rising in the order of enqueuing calls.';
@@ -80,6 +84,19 @@ create type new_job as (
     tags text[],
     metadata jsonb,
     unique_key text,
-    secret text[]
+    secret text[],
+    name text,
+    depends_on jsonb,
+    rule text,
+    rule_n integer
 );
 comment on type new_job is 'A job as enqueue_many() takes it: the fields of its JSON objects.';
+
+create type edge as (
+    place integer,
+    on_place integer,
+    on_id bigint,
+    condition text,
+    inputs jsonb
+);
+comment on type edge is 'An edge of a job that is being made: its place in the call, and whom it depends on: another place, or a job by id.';

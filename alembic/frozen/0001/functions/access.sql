@@ -6,18 +6,18 @@ set search_path from current
 as $$
 values
     ('reader', 'view', 'jobs'), ('reader', 'view', 'queues'), ('reader', 'view', 'workers'), ('reader', 'view', 'job_errors'),
-    ('reader', 'view', 'leader'),
-    ('reader', 'function', 'list_jobs'), ('reader', 'function', 'check_invariants'), ('reader', 'function', 'errors'),
+    ('reader', 'view', 'leader'), ('reader', 'view', 'blocked'), ('reader', 'view', 'workflows'),
+    ('reader', 'function', 'list_jobs'), ('reader', 'function', 'explain'), ('reader', 'function', 'check_invariants'), ('reader', 'function', 'errors'),
     ('reader', 'function', 'protocol'), ('reader', 'function', 'waiting_state'), ('reader', 'function', 'masked'),
-    ('client', 'function', 'enqueue'), ('client', 'function', 'enqueue_many'),
-    ('client', 'function', 'cancel'), ('client', 'function', 'cancel_many'),
+    ('client', 'function', 'enqueue'), ('client', 'function', 'enqueue_many'), ('client', 'function', 'enqueue_workflow'),
+    ('client', 'function', 'cancel'), ('client', 'function', 'cancel_many'), ('client', 'function', 'cancel_workflow'), ('client', 'function', 'retry'),
     ('client', 'function', 'results'), ('client', 'function', 'ended_channel'),
     ('worker', 'function', 'attach'), ('worker', 'function', 'heartbeat'), ('worker', 'function', 'reattach'),
     ('worker', 'function', 'detach'), ('worker', 'function', 'open_session'), ('worker', 'function', 'reconcile'),
     ('worker', 'function', 'claim'), ('worker', 'function', 'finish'), ('worker', 'function', 'rescue'),
     ('worker', 'function', 'report_progress'),
     ('worker', 'function', 'lead'), ('worker', 'function', 'leader_beat'), ('worker', 'function', 'resign'),
-    ('worker', 'function', 'ask_leader_to_resign'), ('worker', 'function', 'stage'), ('worker', 'function', 'prune'), ('worker', 'function', 'channel'),
+    ('worker', 'function', 'ask_leader_to_resign'), ('worker', 'function', 'stage'), ('worker', 'function', 'release'), ('worker', 'function', 'prune'), ('worker', 'function', 'channel'),
     ('worker', 'function', 'stop_channel'), ('worker', 'function', 'stops'), ('worker', 'function', 'begin'),
     ('worker', 'function', 'begin_transaction'), ('worker', 'function', 'finish_transaction')
 $$;

@@ -39,10 +39,17 @@ begin
             and not exists (select from waiting w where w.job_id = f.job_id)
             and not exists (select from ready r where r.queue = f.queue and r.job_id = f.job_id)
             and not exists (select from running r where r.job_id = f.job_id)
+            and not exists (select from release_check e where e.ended_id = f.job_id)
+            and not exists (select from release_check e where e.look_at_id = f.job_id)
+            -- (What depends on it may not have noticed its end, or want its result.)
+            and not exists (
+                select from dependency d
+                where d.depends_on_id = f.job_id and (d.outcome is null or (select true from finished x where x.job_id = d.job_id) is null))
         order by f.job_id
         for update skip locked);
     delete from job where id = any (pruned);
     delete from attempt_log where job_id = any (pruned);
+    delete from dependency where job_id = any (pruned);
     delete from finished where job_id = any (pruned);
     delete from progress
     where ctid = any (array(
@@ -57,6 +64,12 @@ begin
         where exists (select from finished f where f.job_id = w.job_id) or not exists (select from job j where j.id = w.job_id)
         limit prune.n
         for update of w skip locked));
+    delete from workflow
+    where id = any (array(
+        select w.id from workflow w
+        where w.created_at < before and not exists (select from job j where j.workflow_id = w.id)
+        limit prune.n
+        for update skip locked));
     delete from worker
     where id = any (array(
         select w.id from worker w

@@ -1,0 +1,232 @@
+-- Whether a new job depends on anything.
+create or replace function has_edges(depends_on jsonb) returns boolean
+language sql immutable
+set search_path from current
+as $$ select coalesce(jsonb_array_length(depends_on), 0) > 0 $$;
+comment on function has_edges(jsonb) is 'Whether a new job depends on anything (internal).';
+
+-- The edges of new jobs, null where there are none. Each is {"job": id} or {"name": "extract"} (another job of this call),
+-- with "on": success (unless it is given), failure or done, by which end of it the edge is met; and "inputs": an array of
+-- paths, each an array of keys and positions, to where in the arguments its result goes.
+-- Errors: PGS05 an edge that cannot be; the message names the job and the rule.
+create or replace function read_edges(given new_job[]) returns edge[]
+language plpgsql stable
+set search_path from current
+as $$
+declare
+    bad record;
+    edges edge[];
+begin
+    select g.name, min(g.ordinality) as first, max(g.ordinality) as last into bad
+    from unnest(given) with ordinality g where g.name is not null group by g.name having count(*) > 1 limit 1;
+    if found then
+        perform refuse('PGS05', format('jobs %s and %s are both named %s', bad.first, bad.last, shown(bad.name)), 'Names are unique within one call.');
+    end if;
+    if not exists (select from unnest(given) g where has_edges(g.depends_on)) then
+        return null;
+    end if;
+    select * into bad
+    from (
+        select g.ordinality, g.name, g.task, case
+            when jsonb_typeof(e.edge) <> 'object' or e.edge - array['job', 'name', 'on', 'inputs'] <> '{}' or e.edge ? 'job' = e.edge ? 'name'
+                then format('an edge is %s: it is {"job": id} or {"name": "..."}, with "on" and "inputs" if you like', shown(e.edge::text))
+            when e.edge ? 'job' and not jsonb_path_exists(e.edge, '$.job ? (@.type() == "number" && @.floor() == @ && @ >= 1 && @ <= 9223372036854775807)')
+                then format('an edge leads to job %s: a job''s id is a whole number', shown(e.edge ->> 'job'))
+            when e.edge ? 'name' and jsonb_typeof(e.edge -> 'name') <> 'string'
+                then format('an edge leads to %s: a name is a text', shown(e.edge ->> 'name'))
+            when coalesce(e.edge ->> 'on', 'success') not in ('success', 'failure', 'done')
+                then format('an edge is met on %s: it is success, failure or done', shown(e.edge ->> 'on'))
+            when coalesce(jsonb_typeof(e.edge -> 'inputs'), 'array') <> 'array' or exists (
+                    select from jsonb_array_elements(case jsonb_typeof(e.edge -> 'inputs') when 'array' then e.edge -> 'inputs' end) p (path)
+                    where jsonb_typeof(p.path) <> 'array' or jsonb_array_length(case jsonb_typeof(p.path) when 'array' then p.path else '[]' end) = 0
+                        or jsonb_path_exists(p.path, '$[*] ? (@.type() != "string" && @.type() != "number")'))
+                then format('inputs is %s: it is an array of paths into the arguments, such as [["rows"], ["parts", 0]]', shown((e.edge -> 'inputs')::text))
+            end as problem
+        from unnest(given) with ordinality g
+            cross join lateral jsonb_array_elements(g.depends_on) e (edge)
+    ) x
+    where x.problem is not null
+    limit 1;
+    if found then
+        perform refuse('PGS05', format('job %s (task %s): %s', bad.ordinality, shown(bad.task), bad.problem));
+    end if;
+    edges := array(
+        select (g.ordinality, n.ordinality, (e.edge -> 'job')::bigint, coalesce(e.edge ->> 'on', 'success'), e.edge -> 'inputs')::edge
+        from unnest(given) with ordinality g
+            cross join lateral jsonb_array_elements(g.depends_on) with ordinality e (edge, place)
+            left join (select x.name, x.ordinality from unnest(given) with ordinality x where x.name is not null) n on n.name = e.edge ->> 'name'
+        order by g.ordinality, e.place);
+    select g.ordinality, g.task, e.edge ->> 'name' as name into bad
+    from unnest(given) with ordinality g
+        cross join lateral jsonb_array_elements(g.depends_on) e (edge)
+    where e.edge ? 'name' and not exists (select from unnest(given) x where x.name = e.edge ->> 'name')
+    limit 1;
+    if found then
+        perform refuse('PGS05', format('job %s (task %s) depends on %s, and no job of this call has that name', bad.ordinality, shown(bad.task), shown(bad.name)));
+    end if;
+    return edges;
+end
+$$;
+comment on function read_edges(new_job[]) is 'The edges of new jobs, or names what in them cannot be (internal).';
+
+-- An order of new jobs in which each comes after all that it depends on: for each of them its place in that order; null where
+-- they stand in such an order already. Errors: PGS05 they depend on each other in a circle, which the message names.
+create or replace function sorted(given new_job[], edges edge[]) returns integer[]
+language plpgsql immutable
+set search_path from current
+as $$
+declare
+    n constant integer := cardinality(given);
+    froms integer[];
+    tos integer[];
+    starts integer[];
+    open integer[] := array_fill(0, array[n]);
+    queue integer[] := array_fill(0, array[n]);
+    places integer[] := array_fill(0, array[n]);
+    head integer := 1;
+    tail integer := 0;
+    this integer;
+    e integer;
+    circle text;
+    seen integer[];
+begin
+    if not exists (select from unnest(edges) x where x.on_place >= x.place) then
+        return null;
+    end if;
+    select array_agg(x.on_place order by x.on_place, x.place), array_agg(x.place order by x.on_place, x.place) into froms, tos
+    from unnest(edges) x where x.on_place is not null;
+    -- (starts[i]: where the edges that lead to i begin; the lists are sorted by it.)
+    starts := array_fill(cardinality(froms) + 1, array[n + 1]);
+    for e in reverse cardinality(froms)..1 loop
+        starts[froms[e]] := e;
+        open[tos[e]] := open[tos[e]] + 1;
+    end loop;
+    for i in reverse n..1 loop
+        starts[i] := least(starts[i], starts[i + 1]);
+    end loop;
+    for i in 1..n loop
+        if open[i] = 0 then
+            tail := tail + 1;
+            queue[tail] := i;
+        end if;
+    end loop;
+    while head <= tail loop
+        this := queue[head];
+        places[this] := head;
+        head := head + 1;
+        for e in starts[this]..starts[this + 1] - 1 loop
+            open[tos[e]] := open[tos[e]] - 1;
+            if open[tos[e]] = 0 then
+                tail := tail + 1;
+                queue[tail] := tos[e];
+            end if;
+        end loop;
+    end loop;
+    if tail = n then
+        return places;
+    end if;
+    -- Each that is left depends on another that is left: going on from one to the next comes back somewhere.
+    this := array_position(places, 0);
+    seen := '{}';
+    while array_position(seen, this) is null loop
+        seen := seen || this;
+        this := (select min(x.on_place) from unnest(edges) x where x.place = this and places[x.on_place] = 0);
+    end loop;
+    seen := seen[array_position(seen, this):] || this;
+    select string_agg(coalesce((given[x.i]).name, format('job %s', x.i)), ' -> ' order by x.n desc) into circle
+    from unnest(seen) with ordinality x (i, n);
+    perform refuse('PGS05', format('these jobs wait for each other: %s', left(circle, 2000)), 'Each arrow leads to a job that waits for the one before it. Take one of the edges away.');
+end
+$$;
+comment on function sorted(new_job[], edge[]) is 'An order of new jobs in which each comes after all that it depends on (internal).';
+
+-- Enters the edges of new jobs (`ids`: theirs; `answers`: where another id, a job that has the same unique key stands for
+-- it), and lets the jobs wait. An edge to a job that was not made in this call may lead to one that is ending at this moment and
+-- does not see it: so whoever has one is looked at.
+create or replace function enter_edges(given new_job[], edges edge[], ids bigint[], answers bigint[], t timestamptz) returns void
+language plpgsql
+set search_path from current
+as $$
+declare
+    outside bigint[];
+    missing bigint;
+    bad record;
+begin
+    outside := array(
+        select distinct coalesce(e.on_id, answers[e.on_place])
+        from unnest(edges) e
+        where ids[e.place] = answers[e.place] and (e.on_id is not null or ids[e.on_place] <> answers[e.on_place])
+        order by 1);
+    perform from job j where j.id = any (outside) order by j.id for key share;
+    missing := (select o.id from unnest(outside) o (id) where not exists (select from job j where j.id = o.id) limit 1);
+    if missing is not null then
+        perform refuse('PGS05', format('%s depends on job %s, which does not exist', (
+                select format('job %s (task %s)', e.place, shown((given[e.place]).task)) from unnest(edges) e
+                where coalesce(e.on_id, answers[e.on_place]) = missing limit 1), missing),
+            'It was pruned, or never was.');
+    end if;
+    select e.place, coalesce(e.on_id, answers[e.on_place]) as on_id, count(*) > 1 as is_doubled into bad
+    from unnest(edges) e
+    where ids[e.place] = answers[e.place]
+    group by 1, 2
+    having count(*) > 1 or coalesce(e.on_id, answers[e.on_place]) >= ids[e.place]
+    limit 1;
+    if found then
+        perform refuse('PGS05', format('job %s (task %s) depends %s on job %s', bad.place, shown((given[bad.place]).task),
+                case when bad.is_doubled then 'twice' else 'by its unique key' end, bad.on_id),
+            case when bad.is_doubled then 'Give one edge, with all its inputs.' else 'Two jobs of this call have that key, and the other one comes later: give the edge to it.' end);
+    end if;
+    insert into dependency (job_id, depends_on_id, condition, inputs)
+    select ids[e.place], coalesce(e.on_id, answers[e.on_place]), e.condition, nullif(e.inputs, '[]')
+    from unnest(edges) e
+    where ids[e.place] = answers[e.place];
+    insert into waiting (job_id, queue, reason, run_at, expires_at)
+    select ids[g.ordinality], g.queue, 'dependencies', coalesce(g.run_at, case when g.delay_s > 0 then t + seconds(g.delay_s) end), g.expires_at
+    from unnest(given) with ordinality g
+    where ids[g.ordinality] = answers[g.ordinality] and has_edges(g.depends_on);
+    insert into release_check (look_at_id)
+    select d.job_id from (
+        select distinct ids[e.place] as job_id from unnest(edges) e
+        where ids[e.place] = answers[e.place] and (e.on_id is not null or ids[e.on_place] <> answers[e.on_place])
+    ) d;
+end
+$$;
+comment on function enter_edges(new_job[], edge[], bigint[], bigint[], timestamptz) is 'Enters the edges of new jobs, and lets the jobs wait (internal).';
+
+-- Enqueues jobs as one workflow: {"name": "daily_etl", "jobs": [...]}, jobs as enqueue_many takes them, whose edges may lead to
+-- each other by name in any order. Answers {"workflow_id", "job_ids"}, the ids in the order of input.
+-- Errors: as enqueue_many; PGS09 no object with a name and jobs.
+create or replace function enqueue_workflow(workflow jsonb, notify boolean default true) returns jsonb
+language plpgsql security definer
+set search_path from current
+as $$
+declare
+    given new_job[];
+    the_id bigint;
+begin
+    if jsonb_typeof(workflow) is distinct from 'object' or workflow - array['name', 'jobs'] <> '{}' or jsonb_typeof(workflow -> 'jobs') is distinct from 'array'
+        or jsonb_array_length(workflow -> 'jobs') = 0 or jsonb_typeof(workflow -> 'name') is distinct from 'string' or length(workflow ->> 'name') not between 1 and 200 then
+        perform refuse('PGS09', 'enqueue_workflow: workflow must be an object with a "name" (1 to 200 characters) and "jobs", an array of at least one',
+            'For example {"name": "etl", "jobs": [{"name": "extract", "task": "extract", "queue": "etl"}]}.');
+    end if;
+    given := read_jobs(workflow -> 'jobs');
+    insert into workflow (name, jobs) values (enqueue_workflow.workflow ->> 'name', cardinality(given)) returning id into the_id;
+    return jsonb_build_object('workflow_id', the_id, 'job_ids', to_jsonb(make_jobs(given, the_id, notify)));
+end
+$$;
+comment on function enqueue_workflow(jsonb, boolean) is 'Enqueues jobs as one workflow, all or none; answers its number and their ids.';
+
+-- What a job gets of the results of those that it depends on: {"inputs": [[path, result], ...]}, or nothing.
+create or replace function inputs_of(the_job bigint) returns jsonb
+language sql stable
+set search_path from current
+as $$
+select coalesce((
+    select jsonb_build_object('inputs', jsonb_agg(jsonb_build_array(p.path, coalesce(f.result, 'null')) order by d.depends_on_id))
+    from dependency d
+        left join finished f on f.job_id = d.depends_on_id
+        cross join lateral jsonb_array_elements(d.inputs) p (path)
+    where d.job_id = the_job and d.inputs is not null
+    having count(*) > 0), '{}')
+$$;
+comment on function inputs_of(bigint) is 'What a job gets of the results of those that it depends on (internal).';

@@ -1,0 +1,279 @@
+-- Decides over jobs that wait for dependencies, a chunk at a time: whose rule is met becomes ready (or scheduled, where its
+-- time lies ahead), whose rule can no longer be met ends without running. It reads at most `n` events of release_check, and
+-- looks at about `n` jobs. Answers {"ready", "ended", "more", "kept"}: "more" says that this pass goes on (call again at
+-- once), "kept" how many events of this chunk could not be dealt with, because somebody holds a row at this moment.
+-- {"busy": true} where somebody else is releasing. Anybody may call it, as often as he likes; it waits for nobody.
+--
+-- It is level-triggered: an event only says where to look, and stays until what it is about is settled. Each line is a statement
+-- of its own, and sees what was committed before it:
+--   1. the next events; of ends, the jobs that wait for them
+--   2. the ended jobs are locked (for key share: who retries one waits), and their outcomes written on the edges
+--   3. which events are settled is found before, not after, the decision: what comes in between keeps them
+--   4. every waiting job that an event is about is locked, not only those whose edge was just written
+--   5. the decision, from the edges alone
+-- Locks, all of them by a try and skipping what others hold: the releaser's lock; finished; dependency; waiting. And, given
+-- back at once (settled_looks), running, ready and waiting.
+-- Errors: PGS09 n below 1, not READ COMMITTED.
+create or replace function release(n integer default 1000) returns jsonb
+language plpgsql security definer
+set search_path from current
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set jit = off
+set plan_cache_mode = force_generic_plan
+as $$
+declare
+    first bigint := (select last_value - 1 from release_at);
+    within bigint := (select last_value - 1 from release_within);
+    until bigint := (select last_value - 1 from release_until);
+    events bigint[];
+    ended bigint[];
+    looks bigint[];
+    pair_events bigint[];
+    pair_ended bigint[];
+    pair_jobs bigint[];
+    held bigint[];
+    settled bigint[];
+    candidates bigint[];
+    locked bigint[];
+    moved record;
+    is_full boolean := false;
+begin
+    if n is null or n < 1 then
+        perform refuse('PGS09', format('release: n is %s, it must be at least 1', coalesce(n::text, 'null')), 'It is how many events one call may read.');
+    end if;
+    perform require_read_committed();
+    if not pg_try_advisory_xact_lock(lock_class(), 2) then
+        return '{"busy": true}';
+    end if;
+    if first > until or first = 0 then
+        until := coalesce((select e.id from release_check e order by e.id desc limit 1), 0);
+        if until = 0 then
+            return '{"ready": 0, "ended": 0, "more": false, "kept": 0}';
+        end if;
+        first := 1;
+        within := 0;
+    end if;
+
+    select array_agg(e.id), array_agg(e.ended_id), array_agg(e.look_at_id) into events, ended, looks
+    from (select * from release_check e where e.id between first and until order by e.id limit n) e;
+    -- (The lateral subquery runs once for each event, in their order: the plan has no other choice.)
+    select array_agg(p.event), array_agg(p.ended_id), array_agg(p.job_id) into pair_events, pair_ended, pair_jobs
+    from (
+        select e.event, e.ended_id, d.job_id
+        from unnest(events, ended) with ordinality e (event, ended_id, place)
+            cross join lateral (
+                select d.job_id from dependency d
+                where d.depends_on_id = e.ended_id and d.job_id > case when e.event = first then within else 0 end
+                order by d.job_id
+                limit n
+            ) d
+        limit n
+    ) p;
+    if coalesce(cardinality(pair_jobs), 0) = n then
+        -- The last event has perhaps more dependents: it, and what comes after it, is for the next chunk.
+        is_full := true;
+        looks := looks[:array_position(events, pair_events[n])];
+        ended := ended[:array_position(events, pair_events[n])];
+        events := events[:array_position(events, pair_events[n])];
+    end if;
+
+    held := array(select f.job_id from finished f where f.job_id = any (ended) for key share skip locked);
+    perform write_outcomes(array(select u.job_id from unnest(pair_jobs, pair_ended) u (job_id, ended_id) where u.ended_id = any (held)),
+        array(select u.ended_id from unnest(pair_jobs, pair_ended) u (job_id, ended_id) where u.ended_id = any (held)));
+
+    settled := settled_looks(events, looks) || array(
+        select e.event
+        from unnest(events, ended) with ordinality e (event, ended_id, place)
+        where e.ended_id is not null and not (is_full and e.place = cardinality(events))
+            and (
+                (e.ended_id = any (held) and (select true from dependency d where d.depends_on_id = e.ended_id and d.outcome is null limit 1) is null)
+                or (select true from finished f where f.job_id = e.ended_id) is null));  -- (it runs again, and will end again)
+
+    candidates := pair_jobs || array_remove(looks, null);
+    locked := array(
+        select w.job_id from waiting w
+        where w.job_id = any (array(select distinct c from unnest(candidates) c order by c)) and w.reason = 'dependencies'
+        for update skip locked);
+    insert into release_check (look_at_id)
+    select distinct w.job_id from waiting w
+    where w.job_id = any (candidates) and w.reason = 'dependencies' and w.job_id <> all (locked);
+
+    select * into moved from carry_out(locked);
+    delete from release_check where id = any (settled);
+    perform setval('release_until', until + 1);
+    perform setval('release_at', case when is_full then pair_events[n] else events[cardinality(events)] + 1 end + 1);
+    perform setval('release_within', case when is_full then pair_jobs[n] else 0 end + 1);
+    return jsonb_build_object('ready', moved.became_ready, 'ended', moved.ended, 'more', is_full or events[cardinality(events)] < until,
+        'kept', cardinality(events) - cardinality(settled) - is_full::integer);
+end
+$$;
+comment on function release(integer) is 'Decides over jobs that wait for dependencies: they become ready, or end without running.';
+
+-- Writes how jobs ended on edges that do not say so yet, as far as nobody holds them. `jobs` and `ended`: the edges. The
+-- caller holds the rows of finished.
+create or replace function write_outcomes(jobs bigint[], ended bigint[]) returns void
+language sql
+set search_path from current
+as $$
+update dependency d
+set outcome = (select f.state from finished f where f.job_id = d.depends_on_id)
+where d.ctid = any (array(
+    select e.ctid
+    from unnest(jobs, ended) u (job_id, ended_id)
+        cross join lateral (
+            select d.ctid from dependency d
+            where d.job_id = u.job_id and d.depends_on_id = u.ended_id and d.outcome is null
+            for update skip locked
+        ) e))
+$$;
+comment on function write_outcomes(bigint[], bigint[]) is 'Writes how jobs ended on edges that do not say so yet (internal).';
+
+-- Which of these events of the kind "look at this job" are settled; outcomes that nobody had noticed are written. One is, when
+-- its job no longer waits for dependencies, or when each edge either has its outcome or leads to a job that has not ended and
+-- that nobody is ending at this moment: whoever ends that later sees the edge. That is known by its row, which is locked and
+-- given back at once (a finish that meets the lock answers busy). What is neither, stays for the next pass.
+create or replace function settled_looks(events bigint[], looks bigint[]) returns bigint[]
+language plpgsql
+set search_path from current
+as $$
+declare
+    over bigint[];
+    jobs bigint[];
+    depends_on bigint[];
+    held bigint[];
+    alive bigint[];
+    stopped bigint[];
+begin
+    if array_remove(looks, null) = '{}' then
+        return '{}';
+    end if;
+    over := array(
+        select e.event from unnest(events, looks) e (event, job_id)
+        where e.job_id is not null and (select true from waiting w where w.job_id = e.job_id and w.reason = 'dependencies') is null);
+    select array_agg(u.job_id), array_agg(u.depends_on_id) into jobs, depends_on
+    from (
+        select d.job_id, d.depends_on_id
+        from (select distinct l from unnest(looks) l where l is not null) l (job_id)
+            cross join lateral (select d.job_id, d.depends_on_id from dependency d where d.job_id = l.job_id and d.outcome is null) d
+    ) u;
+    held := array(select f.job_id from finished f where f.job_id = any (depends_on) for key share skip locked);
+    perform write_outcomes(array(select u.job_id from unnest(jobs, depends_on) u (job_id, id) where u.id = any (held)),
+        array(select u.id from unnest(jobs, depends_on) u (job_id, id) where u.id = any (held)));
+    begin
+        alive := array(select r.job_id from running r where r.job_id = any (depends_on) for share skip locked);
+        stopped := array(select r.job_id from running r where r.job_id = any (alive) and r.stop_reason = 'cancel');
+        alive := alive
+            || array(select r.job_id from unnest(depends_on) u (id) join ready r on r.job_id = u.id and r.queue = (select j.queue from job j where j.id = u.id) for key share of r skip locked)
+            || array(select w.job_id from waiting w where w.job_id = any (depends_on) for key share skip locked);
+        raise exception using errcode = 'PGDRY', message = 'the locks are given back';
+    exception when sqlstate 'PGDRY' then
+        null;
+    end;
+    if stopped <> '{}' then
+        -- It can end as cancelled only. Looked at again, under a lock that is kept: it may have ended and run again meanwhile.
+        stopped := array(select r.job_id from running r where r.job_id = any (stopped) and r.stop_reason = 'cancel' for share skip locked);
+        update dependency d
+        set outcome = 'cancelled'
+        where d.ctid = any (array(
+            select e.ctid
+            from unnest(jobs, depends_on) u (job_id, id)
+                cross join lateral (
+                    select d.ctid from dependency d
+                    where d.job_id = u.job_id and d.depends_on_id = u.id and d.outcome is null and d.condition <> 'done'
+                    for update skip locked
+                ) e
+            where u.id = any (stopped)));
+    end if;
+    return over || array(
+        select e.event from unnest(events, looks) e (event, job_id)
+        where e.job_id is not null and e.event <> all (over) and not exists (
+            select from dependency d where d.job_id = e.job_id and d.outcome is null and d.depends_on_id <> all (alive)));
+end
+$$;
+comment on function settled_looks(bigint[], bigint[]) is 'Which events of the kind "look at this job" are settled (internal).';
+
+-- Decides over these jobs, whose rows in waiting the caller holds, and carries it out. Answers how many became ready (or
+-- scheduled), and which ended.
+create or replace function carry_out(jobs bigint[], out became_ready integer, out ended integer, out ended_jobs bigint[])
+language plpgsql
+set search_path from current
+as $$
+declare
+    t timestamptz := clock_timestamp();
+    ids bigint[];
+    verdicts text[];
+    causes bigint[];
+    woken text[];
+begin
+    select array_agg(d.job_id), array_agg(d.verdict), array_agg(d.cause) into ids, verdicts, causes
+    from decide(jobs) d where d.verdict <> 'open';
+    update waiting w
+    set reason = 'scheduled'
+    where w.run_at > t and w.reason = 'dependencies' and w.job_id = any (array(select u.id from unnest(ids, verdicts) u (id, verdict) where u.verdict = 'met'));
+    get diagnostics became_ready = row_count;
+    with gone as (
+        delete from waiting w
+        where w.reason = 'dependencies' and w.job_id = any (array(select u.id from unnest(ids, verdicts) u (id, verdict) where u.verdict = 'met'))
+        returning w.job_id, w.queue, w.expires_at, w.attempt, w.lost_attempts
+    ), moved as (
+        insert into ready (queue, priority, job_id, expires_at, attempt, lost_attempts)
+        select g.queue, coalesce((select j.priority from job j where j.id = g.job_id), 5), g.job_id, g.expires_at, g.attempt, g.lost_attempts
+        from gone g
+        on conflict (queue, job_id) do nothing
+        returning queue
+    )
+    select became_ready + count(*), array_agg(distinct queue) into became_ready, woken from moved;
+    with gone as (
+        delete from waiting w
+        where w.reason = 'dependencies' and w.job_id = any (array(select u.id from unnest(ids, verdicts) u (id, verdict) where u.verdict <> 'met'))
+        returning w.job_id, w.queue, w.attempt
+    ), freed as (
+        delete from job_key where job_id = any (array(select g.job_id from gone g))
+    ), ends as (
+        insert into finished (job_id, queue, state, reason, attempt, finished_at, cause_job_id)
+        select g.job_id, g.queue, u.verdict,
+            format('job %s, which it depends on, %s', u.cause, (
+                select case d.outcome when 'succeeded' then 'has succeeded' when 'failed' then 'has failed' when 'skipped' then 'was skipped' else 'was cancelled' end
+                from dependency d where d.job_id = g.job_id and d.depends_on_id = u.cause)),
+            g.attempt, t, u.cause
+        from gone g join unnest(ids, verdicts, causes) u (id, verdict, cause) on u.id = g.job_id
+        on conflict (job_id) do nothing
+        returning job_id
+    )
+    select coalesce(array_agg(job_id), '{}') into ended_jobs from ends;
+    ended := cardinality(ended_jobs);
+    perform wake(woken);
+end
+$$;
+comment on function carry_out(bigint[]) is 'Decides over jobs whose rows in waiting the caller holds, and carries it out (internal).';
+
+-- Notes that jobs have ended for which others wait: the one home of that, whoever inserts into finished. (The index is asked
+-- in a later statement than the one that ended them: it sees every edge that was committed before. At other isolation levels
+-- nothing of the kind can be known, so each end is noted.)
+create or replace function tell_dependents() returns trigger
+language plpgsql
+set search_path from current
+as $$
+begin
+    if current_setting('transaction_isolation') = 'read committed' then
+        insert into release_check (ended_id)
+        select e.job_id from ended e where (select true from dependency d where d.depends_on_id = e.job_id limit 1);
+    else
+        insert into release_check (ended_id) select e.job_id from ended e;
+    end if;
+    if found then
+        perform set_config('pgsched.events', 'yes', true);
+    end if;
+    return null;
+end
+$$;
+comment on function tell_dependents() is 'Notes that jobs have ended for which others wait (internal: a trigger of finished).';
+
+create or replace trigger tell_dependents after insert on finished
+referencing new table as ended
+for each statement execute function tell_dependents();
+comment on trigger tell_dependents on finished is 'What waits for these jobs is looked at.';

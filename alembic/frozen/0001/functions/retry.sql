@@ -1,0 +1,145 @@
+-- See retry.
+create or replace function retry_one(the_job bigint, dry_run boolean) returns table (job_id bigint, was text)
+language plpgsql
+set search_path from current
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set jit = off
+set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+declare
+    f finished;
+    holder bigint;
+    level bigint[] := array[the_job];
+    next_level bigint[];
+    reopened bigint[];
+    opened bigint[];
+    jobs bigint[] := '{}';
+    states text[] := '{}';
+begin
+    perform require_read_committed();
+    begin
+        select * into f from finished x where x.job_id = the_job for update;
+        if f.job_id is null then
+            if not exists (select from job j where j.id = the_job) then
+                perform refuse('PGS05', format('there is no job %s', coalesce(the_job::text, 'null')), 'It was pruned, or never was.');
+            end if;
+            perform refuse('PGS09', format('retry: job %s has not ended: it is %s', the_job,
+                coalesce((select s.state from jobs s where s.id = the_job), 'between two states')), 'Only what has ended can run again.');
+        elsif f.state = 'succeeded' then
+            perform refuse('PGS09', format('retry: job %s has succeeded', the_job), 'Enqueue a new job to do it again.');
+        elsif f.cause_job_id is not null then
+            perform refuse('PGS09', format('retry: job %s was %s because of job %s', the_job, f.state, f.cause_job_id),
+                format('Retry job %s: this one then waits for its dependencies again.', f.cause_job_id));
+        end if;
+        if not take_key_again(the_job) then
+            holder := (select k.job_id from job j join job_key k on k.task = j.task and k.unique_key = j.unique_key where j.id = the_job);
+            perform refuse('PGS10', format('retry: the unique key of job %s is held by job %s', the_job, holder), 'Wait for its end, or cancel it.');
+        end if;
+        jobs := array[the_job];
+        states := array[f.state];
+        delete from finished x where x.job_id = the_job;
+        if f.claim_id is null and (select j.rule from job j where j.id = the_job) is not null then
+            perform wait_again(array[the_job]);
+        else
+            insert into ready (queue, priority, job_id)
+            select f.queue, coalesce((select j.priority from job j where j.id = the_job), 5), the_job;
+            perform wake(array[f.queue]);
+        end if;
+        while level <> '{}' loop
+            next_level := '{}';
+            loop
+                opened := array(
+                    select w.job_id from waiting w
+                    where w.reason = 'dependencies'
+                        and w.job_id = any (array(select distinct d.job_id from dependency d where d.depends_on_id = any (level) order by d.job_id))
+                    for update);
+                with undone as (
+                    update dependency d
+                    set outcome = null
+                    where d.job_id = any (opened) and d.depends_on_id = any (level) and d.outcome is not null
+                    returning d.job_id
+                )
+                insert into release_check (look_at_id) select distinct u.job_id from undone u;
+                reopened := array(
+                    select x.job_id from finished x
+                    where x.cause_job_id is not null
+                        and x.job_id = any (array(select distinct d.job_id from dependency d where d.depends_on_id = any (level) order by d.job_id))
+                    for update);
+                reopened := array(select r.id from unnest(reopened) r (id) where take_key_again(r.id));
+                exit when reopened = '{}';
+                jobs := jobs || reopened;
+                states := states || array(select x.state from unnest(reopened) with ordinality r (id, n) join finished x on x.job_id = r.id order by r.n);
+                delete from finished x where x.job_id = any (reopened);
+                perform wait_again(reopened);
+                next_level := next_level || reopened;
+            end loop;
+            level := next_level;
+        end loop;
+        if dry_run is distinct from false then
+            raise exception using errcode = 'PGDRY', message = 'dry run';
+        end if;
+    exception when sqlstate 'PGDRY' then
+        null;
+    end;
+    return query select * from unnest(jobs, states);
+end
+$$;
+comment on function retry_one(bigint, boolean) is 'Lets a job run again; see retry (internal).';
+
+-- Lets a job run again that has failed, was cancelled, or expired: its counters start anew, and what had ended because it could
+-- no longer run (finished.cause_job_id, whichever job that names) waits again, level by level. What somebody cancelled on
+-- purpose stays cancelled, and so does a job whose unique key another one has taken since. An edge under which a job has really
+-- run keeps its outcome; a job that never began waits for its rule again.
+-- Answers every job that this changes and what it was. `dry_run` gives the same answer and changes nothing (it locks the
+-- rows while it looks).
+-- Each level is locked, first those that wait, then, in a new statement, those that have ended by a cause, again and again until
+-- a look finds nothing new: a row that was waited for may have been moved by another retry. A look event for each makes the
+-- releaser decide anew.
+-- Locks: rows of finished, waiting, job (key share) and edges; waits for who holds one. Retries that cross may deadlock (40P01):
+-- repeating is safe.
+-- Errors: PGS05 no such job; PGS09 it has not ended, has succeeded, or ended because of another (the message names that), not
+-- READ COMMITTED; PGS10 its unique key belongs to another job.
+create or replace function retry(job_id bigint, dry_run boolean default false) returns table (job_id bigint, was text)
+language sql security definer
+set search_path from current
+as $$ select * from retry_one(job_id, dry_run) $$;
+comment on function retry(bigint, boolean) is 'Lets a job run again, and what had ended because of it wait again; answers which it changed and what they were.';
+
+-- Jobs that never began wait for their dependencies again: they forget how those ended (but for those that are gone), and are
+-- looked at.
+create or replace function wait_again(ids bigint[]) returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    insert into waiting (job_id, queue, reason)
+    select j.id, j.queue, 'dependencies' from job j where j.id = any (ids);
+    -- (So that none of them is pruned between this look and the end of the transaction.)
+    perform from job j
+    where j.id = any (array(select distinct d.depends_on_id from dependency d where d.job_id = any (ids) order by d.depends_on_id)) for key share;
+    update dependency d
+    set outcome = null
+    where d.job_id = any (ids) and d.outcome is not null and (select true from job j where j.id = d.depends_on_id);
+    insert into release_check (look_at_id) select i from unnest(ids) i;
+end
+$$;
+comment on function wait_again(bigint[]) is 'Jobs that never began wait for their dependencies again (internal).';
+
+-- Takes the unique key of a job that has ended, where it has one. False: another job holds it.
+create or replace function take_key_again(the_job bigint) returns boolean
+language plpgsql
+set search_path from current
+as $$
+begin
+    insert into job_key (task, unique_key, job_id)
+    select j.task, j.unique_key, j.id from job j where j.id = the_job and j.unique_key is not null
+    on conflict (task, unique_key) do nothing;
+    return found or (select j.unique_key from job j where j.id = the_job) is null;
+end
+$$;
+comment on function take_key_again(bigint) is 'Takes the unique key of a job that has ended, where it has one (internal).';

@@ -1,0 +1,62 @@
+-- Which job waits for which, and how that came out. An edge leads from a newer job to an older one, so there are no cycles.
+
+create table workflow (
+    id bigint generated always as identity (cache 1) primary key,
+    name text collate "C" not null,
+    jobs integer not null,
+    created_at timestamptz not null default clock_timestamp(),
+    created_by text not null default session_user,
+    constraint workflow_name_is_a_name check (length(name) between 1 and 200),
+    constraint workflow_jobs_is_a_count check (jobs >= 1)
+);
+create index workflow_name on workflow (name, id);
+comment on table workflow is 'Jobs that were enqueued together under a name. Its jobs name it in job.workflow_id.';
+comment on sequence workflow_id_seq is 'The numbers of workflows.';
+comment on column workflow.id is 'Its number.';
+comment on column workflow.name is 'Its name: many may have the same, one for each run.';
+comment on column workflow.jobs is 'How many jobs it was made of.';
+comment on column workflow.created_at is 'When it was enqueued.';
+comment on column workflow.created_by is 'The role that enqueued it.';
+
+create table dependency (
+    job_id bigint not null,
+    depends_on_id bigint not null,
+    condition text collate "C" not null default 'success',
+    outcome text collate "C",
+    inputs jsonb,
+    primary key (job_id, depends_on_id),
+    constraint dependency_is_older check (depends_on_id < job_id),
+    constraint dependency_condition_is_known check (condition in ('success', 'failure', 'done')),
+    constraint dependency_outcome_is_known check (outcome in ('succeeded', 'failed', 'cancelled', 'skipped')),
+    constraint dependency_inputs_are_paths check (jsonb_typeof(inputs) = 'array')
+);
+create unique index dependency_dependents on dependency (depends_on_id, job_id);
+create index dependency_undecided on dependency (depends_on_id, job_id) where outcome is null;
+comment on table dependency is 'An edge: job_id waits for depends_on_id. Readiness is decided from these rows alone, so that ended jobs can be pruned.';
+comment on column dependency.job_id is 'The job that waits.';
+comment on column dependency.depends_on_id is 'The older job that it waits for.';
+comment on column dependency.condition is 'By which end of it the edge is met: success (succeeded), failure (failed), done (any end).';
+comment on column dependency.outcome is 'How it ended; null: not yet, or not noticed yet.';
+comment on column dependency.inputs is 'Where in the arguments its result goes: an array of paths, each an array of keys and positions; null: nowhere.';
+
+create table release_check (
+    id bigint generated always as identity (cache 1) primary key,
+    ended_id bigint,
+    look_at_id bigint,
+    constraint release_check_is_one_of_two check (num_nonnulls(ended_id, look_at_id) = 1)
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
+create index release_check_ended on release_check (ended_id) where ended_id is not null;
+create index release_check_look on release_check (look_at_id) where look_at_id is not null;
+comment on table release_check is 'What release() has to look at: a log, in which nothing is ever changed. A second end of a job is a second row.';
+comment on sequence release_check_id_seq is 'The order of events. Cache 1.';
+comment on column release_check.id is 'The order of entry.';
+comment on column release_check.ended_id is 'This job has ended, or can no longer succeed: all that waits for it is looked at.';
+comment on column release_check.look_at_id is 'This job has got edges whose other ends may have ended unseen: it is looked at.';
+
+-- Where release() goes on reading: sequences, so that no dead rows are made. (Set by setval; 1 stands for the beginning.)
+create sequence release_at as bigint cache 1;
+comment on sequence release_at is 'The event that release() looks at next.';
+create sequence release_within as bigint cache 1;
+comment on sequence release_within is 'The dependent of that event from which it goes on.';
+create sequence release_until as bigint cache 1;
+comment on sequence release_until is 'The last event of this pass.';

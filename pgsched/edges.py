@@ -1,0 +1,113 @@
+"""Whom a job waits for: by which end of another job an edge is met, and results that are taken as arguments."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from pgsched.errors import ArgumentsError, UsageError
+
+Condition = Literal["success", "failure", "done"]
+Rule = Literal["all", "any", "none_failed"]
+Path = tuple[str | int, ...]
+"""Where in the arguments something goes: a parameter's name, then keys and positions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """That something waits for a job, which `on` names: by its id, or by its name within a workflow."""
+
+    on: int | str
+    condition: Condition = "success"
+
+    @property
+    def edge(self) -> Edge:
+        """Itself."""
+        return self
+
+
+class HasEdge(Protocol):
+    """What a job can wait for: a job, a node of a workflow, or the `failure` or `done` of one."""
+
+    @property
+    def edge(self) -> Edge:
+        """The edge that leads to it."""
+
+
+def edges_to(on: Iterable[HasEdge]) -> tuple[Edge, ...]:
+    """Each of these as an edge. Raises `UsageError`."""
+    try:
+        return tuple(one.edge for one in on)
+    except (AttributeError, TypeError):
+        raise UsageError(f"a job cannot wait for {on!r}: give it jobs, nodes, or the failure or done of one") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """In place of an argument: what the job of that name will have returned."""
+
+    of: str
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UsageError(f'the result of "{self.of}" is not there yet: it can be passed on as an argument, and no more')
+
+
+def find_results(value: Any, at: Path) -> Iterator[tuple[Path, Result]]:
+    """Every place in an argument that takes a result."""
+    if isinstance(value, Result):
+        yield at, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from find_results(inner, (*at, key))
+    elif isinstance(value, (list, tuple)):
+        for place, inner in enumerate(value):
+            yield from find_results(inner, (*at, place))
+
+
+def without_results(value: Any) -> Any:
+    """The same argument as JSON can hold it: null in each place that takes a result."""
+    if isinstance(value, Result):
+        return None
+    if isinstance(value, Mapping):
+        return {key: without_results(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_results(inner) for inner in value]
+    return value
+
+
+def with_results(args: bytes, inputs: Sequence[tuple[Sequence[str | int], Any]]) -> bytes:
+    """Stored arguments with results put into their places. Raises `ArgumentsError` where there is no such place."""
+    values = json.loads(args)
+    for path, result in inputs:
+        place = values
+        try:
+            for step in path[:-1]:
+                place = place[step]
+            place[path[-1]] = result
+        except (KeyError, IndexError, TypeError):
+            raise ArgumentsError(
+                f"a result goes to {list(path)} in the arguments, and there is no such place"
+            ) from None
+    return json.dumps(values).encode()
+
+
+def as_json(edges: Sequence[Edge], inputs: Mapping[str, list[Path]]) -> list[dict[str, Any]]:
+    """Edges as enqueue_many takes them; a result that is taken is an edge, too."""
+    conditions: dict[int | str, Condition] = {}
+    for edge in edges:
+        if conditions.setdefault(edge.on, edge.condition) != edge.condition:
+            raise UsageError(
+                f"one job waits for {edge.on!r} twice, once on {conditions[edge.on]} and once on {edge.condition}"
+            )
+    for name in inputs:
+        if conditions.setdefault(name, "success") == "failure":
+            raise UsageError(f'"{name}" is waited for on failure, and its result is taken: a job that failed has none')
+    return [
+        {("job" if isinstance(on, int) else "name"): on, "on": condition}
+        | ({"inputs": [list(path) for path in inputs[on]]} if isinstance(on, str) and on in inputs else {})
+        for on, condition in conditions.items()
+    ]

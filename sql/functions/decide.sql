@@ -1,0 +1,55 @@
+-- What becomes of jobs that wait for dependencies, from their edges alone: the one home of that rule.
+--   met         its rule is met: it may run
+--   skipped     its rule can no longer be met: it ends without running
+--   cancelled   the same, and one of those that made it so was cancelled
+--   open        neither yet
+-- An edge is met by its condition, and dead when its job has ended otherwise. The rules: all edges are met; any one is; at
+-- least rule_n are; none_failed: all have ended, each as succeeded or skipped, whatever the conditions say. `cause` is the job
+-- that made it impossible, a cancelled one first. Nothing is answered for a job without a rule.
+-- (Its plan is pinned by the settings of the functions that call it.)
+create or replace function decide(jobs bigint[]) returns table (job_id bigint, verdict text, cause bigint)
+language sql stable
+set search_path from current
+as $$
+select j.id,
+    case
+        when case j.rule
+            when 'all' then e.dead > 0
+            when 'any' then e.met + e.undecided = 0
+            when 'at_least' then e.met + e.undecided < j.rule_n
+            else e.bad > 0 end
+        then case when case j.rule when 'none_failed' then e.bad_cancelled else e.dead_cancelled end is not null then 'cancelled' else 'skipped' end
+        when case j.rule
+            when 'all' then e.undecided = 0
+            when 'any' then e.met > 0
+            when 'at_least' then e.met >= j.rule_n
+            else e.undecided = 0 end
+        then 'met'
+        else 'open'
+    end,
+    case j.rule when 'none_failed' then coalesce(e.bad_cancelled, e.bad_one) else coalesce(e.dead_cancelled, e.dead_one) end
+from unnest(jobs) u (id)
+    join job j on j.id = u.id
+    cross join lateral (
+        select
+            count(*) filter (where d.outcome is null) as undecided,
+            count(*) filter (where d.met) as met,
+            count(*) filter (where not d.met) as dead,
+            min(d.depends_on_id) filter (where not d.met) as dead_one,
+            min(d.depends_on_id) filter (where not d.met and d.outcome = 'cancelled') as dead_cancelled,
+            count(*) filter (where d.outcome in ('failed', 'cancelled')) as bad,
+            min(d.depends_on_id) filter (where d.outcome in ('failed', 'cancelled')) as bad_one,
+            min(d.depends_on_id) filter (where d.outcome = 'cancelled') as bad_cancelled
+        from (
+            select x.depends_on_id, x.outcome,
+                case x.condition
+                    when 'success' then x.outcome = 'succeeded'
+                    when 'failure' then x.outcome = 'failed'
+                    else nullif(x.outcome is not null, false) end as met
+            from dependency x
+            where x.job_id = j.id
+        ) d
+    ) e
+where j.rule is not null
+$$;
+comment on function decide(bigint[]) is 'What becomes of jobs that wait for dependencies, from their edges alone (internal).';
