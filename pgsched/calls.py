@@ -137,6 +137,15 @@ class Calls:
         """Why a job is where it is, in plain sentences."""
         return self._call("select @explain(%(id)s)", _scalar, id=job_id)
 
+    def workflows(self, limit: int) -> Call[list[dict[str, Any]]]:
+        """The newest rows of the view workflows."""
+        newest = "select * from @workflows order by id desc limit %(limit)s"
+        return self._call(f"select to_jsonb(w) from ({newest}) w", _column, limit=limit)
+
+    def workflow_jobs(self, workflow_id: int) -> Call[list[dict[str, Any]]]:
+        """The jobs of a workflow and their edges, each after all that it waits for."""
+        return self._call("select to_jsonb(w) from @workflow_jobs(%(id)s) w", _column, id=workflow_id)
+
     def queues(self) -> Call[list[dict[str, Any]]]:
         """The view queues."""
         return self._call("select to_jsonb(q) from @queues q order by queue", _column)

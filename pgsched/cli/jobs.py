@@ -131,22 +131,31 @@ def job(
 
 
 def cancel(
-    job_ids: Annotated[list[int], typer.Argument(help="The jobs' numbers.")],
+    job_ids: Annotated[list[int] | None, typer.Argument(help="The jobs' numbers.")] = None,
+    workflow: Annotated[int | None, typer.Option(help="All jobs of this workflow that have not ended.")] = None,
     reason: Annotated[str | None, typer.Option(help="Why, for whoever asks later.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and change nothing.")] = False,
     dsn: Dsn = None,
     schema: Schema = "pgsched",
     as_json: AsJson = False,
 ) -> None:
-    """Cancel jobs, all or none. What waits ends at once; what runs is told to stop, and shown as cancelling until it ends."""
+    """Cancel jobs, all or none, and what waits for them and can no longer run.
+
+    What waits ends at once; what runs is told to stop, and shown as cancelling until it ends.
+    """
+    if (workflow is None) == (not job_ids):
+        raise UsageError("name the jobs to cancel, or a workflow with --workflow")
     with opened(dsn, schema) as db:
-        changed = db(db.calls.cancel(job_ids, reason, dry_run))
+        if workflow is not None:
+            changed = db(db.calls.cancel_workflow(workflow, reason, dry_run))
+        else:
+            changed = db(db.calls.cancel(job_ids or [], reason, dry_run))
     if as_json:
         print_json([{"id": job_id, "was": was} for job_id, was in changed.items()])
         return
     would = "would be told" if dry_run else "was told"
     ends = "would end" if dry_run else "has ended"
-    for job_id in dict.fromkeys(job_ids):
+    for job_id in dict.fromkeys([*(job_ids or []), *changed]):
         was = changed.get(job_id)
         if was is None:
             print(f"job {job_id} has ended already, or is being cancelled")

@@ -7,7 +7,7 @@ as $$
 values
     ('reader', 'view', 'jobs'), ('reader', 'view', 'queues'), ('reader', 'view', 'workers'), ('reader', 'view', 'job_errors'),
     ('reader', 'view', 'leader'), ('reader', 'view', 'blocked'), ('reader', 'view', 'workflows'),
-    ('reader', 'function', 'list_jobs'), ('reader', 'function', 'explain'), ('reader', 'function', 'check_invariants'), ('reader', 'function', 'errors'),
+    ('reader', 'function', 'list_jobs'), ('reader', 'function', 'explain'), ('reader', 'function', 'workflow_jobs'), ('reader', 'function', 'check_invariants'), ('reader', 'function', 'errors'),
     ('reader', 'function', 'protocol'), ('reader', 'function', 'waiting_state'), ('reader', 'function', 'masked'),
     ('client', 'function', 'enqueue'), ('client', 'function', 'enqueue_many'), ('client', 'function', 'enqueue_workflow'),
     ('client', 'function', 'cancel'), ('client', 'function', 'cancel_many'), ('client', 'function', 'cancel_workflow'), ('client', 'function', 'retry'),

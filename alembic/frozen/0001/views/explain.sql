@@ -22,7 +22,7 @@ begin
         perform refuse('PGS05', format('there is no job %s', coalesce(the_job::text, 'null')), 'It was pruned, or never was.');
     end if;
     said := array[format('Job %s (task %s%s) is %s', the_job, shown(d.task),
-        case when d.name is not null then format(', named %s in workflow %s', shown(d.name), d.workflow_id) else '' end, coalesce(j.state, 'on its way between two states'))
+        case when d.workflow_id is not null then format(', %s in workflow %s', shown(coalesce(d.name, d.task)), d.workflow_id) else '' end, coalesce(j.state, 'on its way between two states'))
         || case
             when j.state in ('running', 'cancelling') then format(', for %s, on worker %s', span(clock_timestamp() - coalesce(j.started_at, clock_timestamp())), coalesce((select w.name from worker w where w.id = j.worker_id), j.worker_id::text))
             when j.state in ('scheduled', 'retrying') then format(' until %s', j.run_at)

@@ -85,3 +85,19 @@ comment on column workflows.open is 'How many have not ended.';
 comment on column workflows.created_at is 'When it was enqueued.';
 comment on column workflows.finished_at is 'When the last of its jobs ended.';
 comment on column workflows.created_by is 'The role that enqueued it.';
+
+-- The jobs of a workflow in an order in which each comes after all that it waits for; edges: [{"id", "on", "outcome"}, ...].
+-- Nothing where there is no such workflow.
+create or replace function workflow_jobs(workflow_id bigint)
+returns table (id bigint, name text, task text, state text, attempt integer, started_at timestamptz, finished_at timestamptz, reason text, edges jsonb)
+language sql stable security definer
+set search_path from current
+as $$
+select j.id, coalesce(j.name, j.task), j.task, s.state, s.attempt, s.started_at, s.finished_at, s.reason, coalesce((
+    select jsonb_agg(jsonb_build_object('id', d.depends_on_id, 'on', d.condition, 'outcome', d.outcome) order by d.depends_on_id)
+    from dependency d where d.job_id = j.id), '[]')
+from job j join jobs s on s.id = j.id
+where j.workflow_id = workflow_jobs.workflow_id
+order by j.id
+$$;
+comment on function workflow_jobs(bigint) is 'The jobs of a workflow and their edges, each after all that it waits for.';

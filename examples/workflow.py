@@ -1,0 +1,50 @@
+"""A workflow: results are passed on, one job fails and is repaired, and what was skipped because of it runs after all.
+
+Run it with PGSCHED_DSN set to a database that has the schema.
+"""
+
+import asyncio
+from datetime import timedelta
+
+import pgsched
+from pgsched.worker import Settings, Worker
+
+app = pgsched.App("reports")
+is_down = [True]
+
+
+@app.task
+async def extract(region: str) -> list[int]:
+    """The rows of a region."""
+    if region == "usa" and is_down[0]:
+        raise ConnectionError("the region does not answer")
+    return [len(region)] * 3
+
+
+@app.task
+async def total(parts: list[list[int]]) -> int:
+    """All rows together."""
+    return sum(map(sum, parts))
+
+
+async def main() -> None:
+    """Enqueue it, see it fail, repair it."""
+    report = app.workflow("report")
+    regions = {region: report.named(f"extract {region}").add(extract, region) for region in ("eu", "usa")}
+    together = report.add(total, [node.result for node in regions.values()])
+    run = await report.aenqueue()
+    worker = Worker(app, Settings(concurrency=2))
+    running = asyncio.create_task(worker.run())
+    try:
+        await run.aresult(timedelta(seconds=30))
+    except pgsched.WorkflowFailed as failed:
+        print("failed:", *failed.failed, "-", (await run[together].ainfo()).state)
+    is_down[0] = False
+    await run[regions["usa"]].aretry()
+    print("total:", (await run.aresult(timedelta(seconds=30)))["total"])
+    worker.stop()
+    await running
+    await app.aclose()
+
+
+asyncio.run(main())

@@ -1,0 +1,409 @@
+"""Who waits for whom: two who decide at the same moment, step by step, and what each of them can see.
+
+The numbers in brackets are the findings of the design's reviews (tests/README.md).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from harness.graphs import release, release_all
+from harness.protocol import Blocked, Steps, enqueue, places
+
+pytestmark = pytest.mark.one_server
+
+
+@pytest.fixture
+def steps(dsn: str) -> Iterator[Steps]:
+    worker = Steps(dsn)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def other(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(dsn, autocommit=True) as session:
+        yield session
+
+
+def child(connection: Any, *on: int | tuple[int, str], **options: Any) -> int:
+    """A job that waits for others: by id, or (id, condition)."""
+    edges = [{"job": one} if isinstance(one, int) else {"job": one[0], "on": one[1]} for one in on]
+    return enqueue(connection, depends_on=edges, **options)[0]
+
+
+def finish_running(steps: Steps, job_id: int, **outcome: Any) -> str:
+    row = steps.work.execute("select job_id, claim_id from pgsched.running where job_id = %s", (job_id,)).fetchone()
+    return steps.finish(row, **outcome)[0]
+
+
+def release_some(connection: Any) -> None:
+    """Some rounds, where something is to be kept."""
+    for _ in range(10):
+        release(connection)
+
+
+def edge(connection: Any, child_id: int, on: int) -> str | None:
+    row = connection.execute("select outcome from pgsched.dependency where job_id = %s and depends_on_id = %s", (child_id, on)).fetchone()
+    return None if row is None else row[0]
+
+
+def test_two_parents_that_finish_at_once_let_their_child_run_once(dsn: str, connection: Any, steps: Steps) -> None:
+    a, b = enqueue(connection, 2)
+    c = child(connection, a, b)
+    claims = {row["job_id"]: row for row in steps.claim()}
+    second = steps.open_session()
+    steps.work.execute("begin")
+    second.execute("begin")
+    assert steps.finish(claims[a]) == ["accepted"]
+    assert steps.finish(claims[b], session=second) == ["accepted"]
+    release_now = release(connection)
+    assert release_now["ready"] == 0
+    steps.work.execute("commit")
+    second.execute("commit")
+    release_all(connection)
+    assert places(connection)[c] == "ready"
+
+
+def test_a_child_that_is_enqueued_while_its_parent_finishes_is_looked_at(connection: Any, other: Any, steps: Steps) -> None:
+    """(R5)"""
+    [p] = enqueue(connection)
+    steps.claim()
+    with other.transaction():
+        c = child(other, p)
+        assert finish_running(steps, p) == "accepted"  # (it cannot see the edge, and leaves no event)
+        release_all(connection)
+    assert places(connection)[c] == "waiting"
+    release_all(connection)
+    assert places(connection)[c] == "ready"
+
+
+def test_a_child_that_is_enqueued_while_its_parent_is_cancelled_ends(connection: Any, other: Any, steps: Steps) -> None:
+    """(R5)"""
+    [p] = enqueue(connection)
+    with other.transaction():
+        c = child(other, p)
+        connection.execute("select pgsched.cancel(%s)", (p,))
+        release_all(connection)
+    release_all(connection)
+    assert places(connection)[c] == "cancelled"
+
+
+def test_a_finish_that_began_before_the_child_was_there_and_ends_after_it_is_waited_for(connection: Any, other: Any, steps: Steps) -> None:
+    """(R27)"""
+    [p] = enqueue(connection)
+    steps.claim()
+    other.execute("begin")
+    c = child(other, p)
+    steps.work.execute("begin")
+    assert finish_running(steps, p) == "accepted"
+    other.execute("commit")
+    for _ in range(3):
+        assert release(connection) == {"ready": 0, "ended": 0, "more": False, "kept": 1}
+    steps.work.execute("commit")
+    release_all(connection)
+    assert places(connection)[c] == "ready"
+
+
+def test_a_users_open_transaction_holds_up_its_own_job_alone(connection: Any, other: Any, steps: Steps) -> None:
+    """(R28)"""
+    [p] = enqueue(connection)
+    held, free = child(connection, p), child(connection, p)
+    steps.claim()
+    finish_running(steps, p)
+    other.execute("begin")
+    other.execute("select from pgsched.waiting where job_id = %s for update", (held,))
+    for _ in range(3):
+        release(connection)
+    assert places(connection)[free] == "ready"
+    assert places(connection)[held] == "waiting"
+    other.execute("rollback")
+    release_all(connection)
+    assert places(connection)[held] == "ready"
+
+
+def test_a_second_end_is_a_second_event(connection: Any, steps: Steps) -> None:
+    """(R31)"""
+    [p] = enqueue(connection, max_attempts=1)
+    c = child(connection, p)
+    release_all(connection)
+    steps.claim()
+    finish_running(steps, p, outcome="failed")
+    connection.execute("select pgsched.retry(%s)", (p,))
+    steps.claim()
+    finish_running(steps, p)
+    assert connection.execute("select count(*) from pgsched.release_check where ended_id = %s", (p,)).fetchone() == (2,)
+    release_all(connection)
+    assert places(connection)[c] == "ready"
+
+
+def test_a_retry_waits_for_a_release_and_brings_back_what_that_has_ended(dsn: str, connection: Any, other: Any, steps: Steps) -> None:
+    """(R34 i)"""
+    [p] = enqueue(connection)
+    c = child(connection, p)
+    steps.claim()
+    finish_running(steps, p, outcome="failed")
+    other.execute("begin")
+    while not release(other)["ended"]:
+        pass
+    with psycopg.connect(dsn, autocommit=True) as third:
+        retrying = Blocked(third, "select * from pgsched.retry(%s)", (p,))
+        retrying.until_blocked(other)
+        other.execute("commit")
+        assert dict(retrying.result()) == {p: "failed", c: "skipped"}
+    steps.claim()
+    finish_running(steps, p)
+    release_all(connection)
+    assert places(connection)[c] == "ready"
+
+
+def test_a_job_that_was_cancelled_before_its_rule_was_met_waits_again(connection: Any, steps: Steps) -> None:
+    """(R34 iv)"""
+    [p] = enqueue(connection)
+    c = child(connection, p)
+    connection.execute("select pgsched.cancel(%s)", (c,))
+    connection.execute("select pgsched.retry(%s)", (c,))
+    release_all(connection)
+    assert places(connection)[c] == "waiting"
+    steps.claim()
+    finish_running(steps, p)
+    release_all(connection)
+    assert places(connection)[c] == "ready"
+
+
+def test_what_has_run_keeps_the_outcome_under_which_it_ran(connection: Any, steps: Steps) -> None:
+    """(R34 iii)"""
+    [p] = enqueue(connection)
+    c = child(connection, (p, "failure"))
+    steps.claim()
+    finish_running(steps, p, outcome="failed")
+    release_all(connection)
+    steps.claim()
+    finish_running(steps, c)
+    assert connection.execute("select * from pgsched.retry(%s)", (p,)).fetchall() == [(p, "failed")]
+    assert edge(connection, c, p) == "failed"
+
+
+def test_two_retries_that_cross_bring_their_child_back(dsn: str, connection: Any, other: Any, steps: Steps) -> None:
+    """(R47 1)"""
+    p, q = enqueue(connection, 2)
+    c = child(connection, p, q)
+    for one in steps.claim():
+        steps.finish(one, outcome="failed")
+    release_all(connection)
+    assert places(connection)[c] == "skipped"
+    other.execute("begin")
+    other.execute("select pgsched.retry(%s)", (q,))
+    with psycopg.connect(dsn, autocommit=True) as third:
+        retrying = Blocked(third, "select * from pgsched.retry(%s)", (p,))
+        retrying.until_blocked(other)
+        other.execute("commit")
+        retrying.result()
+    assert (edge(connection, c, p), edge(connection, c, q)) == (None, None)
+    release_all(connection)
+    for one in steps.claim():
+        steps.finish(one)
+    release_all(connection)
+    assert places(connection)[c] == "ready"
+
+
+def test_a_cancelled_job_is_retried_by_what_its_dependencies_are_now(connection: Any, steps: Steps) -> None:
+    """(R47 2)"""
+    [x] = enqueue(connection)
+    p = child(connection, x)
+    connection.execute("select pgsched.cancel(%s)", (p,))
+    steps.claim()
+    finish_running(steps, x, outcome="failed")
+    release_all(connection)
+    connection.execute("select pgsched.retry(%s)", (x,))
+    steps.claim()
+    finish_running(steps, x)
+    connection.execute("select pgsched.retry(%s)", (p,))
+    release_all(connection)
+    assert places(connection)[p] == "ready"
+
+
+def test_what_an_open_transaction_depends_on_is_not_pruned(connection: Any, other: Any, steps: Steps) -> None:
+    """(R47 3)"""
+    [p] = enqueue(connection)
+    steps.claim()
+    finish_running(steps, p)
+    other.execute("begin")
+    c = child(other, p)
+    assert connection.execute("select pgsched.prune('0 s')").fetchone() == (0,)
+    other.execute("commit")
+    release_all(connection)
+    assert places(connection)[c] == "ready"
+    assert connection.execute("select pgsched.prune('0 s')").fetchone() == (0,), "its result may be wanted"
+    steps.claim()
+    finish_running(steps, c)
+    release_all(connection)
+    assert connection.execute("select pgsched.prune('0 s')").fetchone() == (2,)
+    assert connection.execute("select count(*) from pgsched.dependency").fetchone() == (0,)
+
+
+def test_small_chunks_come_to_an_end_beside_held_rows(connection: Any, other: Any, steps: Steps) -> None:
+    """(R47 4, R49 9)"""
+    p, q = enqueue(connection, 2)
+    many = enqueue(connection, 300, depends_on=[{"job": p}])
+    few = enqueue(connection, 20, depends_on=[{"job": q}])
+    release_all(connection)
+    for one in steps.claim():
+        steps.finish(one)
+    other.execute("begin")
+    other.execute("select from pgsched.waiting where job_id = any (%s) for update", (many[:10],))
+    for _ in range(120):
+        release(connection, 5)
+    found = places(connection)
+    assert [found[i] for i in many[10:] + few] == ["ready"] * 310
+    other.execute("rollback")
+    release_all(connection, 5)
+    assert set(places(connection).values()) == {"ready", "succeeded"}
+
+
+def test_a_new_child_of_a_job_that_is_being_cancelled_does_not_wait_for_its_thread(connection: Any, steps: Steps) -> None:
+    """(R47 8, R45)"""
+    [p] = enqueue(connection)
+    steps.claim()
+    connection.execute("select pgsched.cancel(%s)", (p,))
+    c, d = child(connection, p), child(connection, (p, "done"))
+    release_some(connection)
+    assert (places(connection)[c], places(connection)[d]) == ("cancelled", "waiting")
+    assert finish_running(steps, p) == "cancelled"
+    release_all(connection)
+    assert places(connection)[d] == "ready"
+
+
+def test_an_event_looks_at_all_that_waits_not_only_where_it_wrote(dsn: str, connection: Any, other: Any, steps: Steps) -> None:
+    """(R48)"""
+    p, q = enqueue(connection, 2)
+    c = child(connection, p, q)
+    release_all(connection)
+    claims = {row["job_id"]: row for row in steps.claim()}
+    steps.finish(claims[p], outcome="failed")
+    release_all(connection)
+    assert places(connection)[c] == "skipped"
+    other.execute("begin")
+    other.execute("select pgsched.retry(%s)", (p,))  # C waits again, not committed
+    with psycopg.connect(dsn, autocommit=True) as third:
+        third.execute("begin")
+        third.execute("select pgsched.cancel(%s)", (q,))  # it writes the edge of C, which it cannot see waiting
+        other.execute("commit")
+        release_some(connection)
+        steps.claim()
+        finish_running(steps, p)
+        release_some(connection)
+        third.execute("commit")
+    release_some(connection)
+    assert places(connection)[c] == "cancelled"
+
+
+def test_a_look_stays_until_no_dependency_is_in_between(connection: Any, other: Any, steps: Steps) -> None:
+    """(R49 2)"""
+    [p] = enqueue(connection)
+    c = child(connection, p)
+    connection.execute("select pgsched.cancel(%s)", (c,))
+    steps.claim()
+    finish_running(steps, p)
+    release_all(connection)
+    connection.execute("select pgsched.retry(%s)", (c,))
+    other.execute("begin")
+    other.execute("select from pgsched.finished where job_id = %s for update", (p,))
+    for _ in range(3):
+        assert release(connection)["kept"] == 1
+    other.execute("rollback")
+    release_all(connection)
+    assert places(connection)[c] == "ready"
+
+
+def test_a_scheduled_dependent_is_left_alone(connection: Any, steps: Steps) -> None:
+    """(R33, R49 10)"""
+    [p] = enqueue(connection)
+    c = child(connection, p, max_attempts=3)
+    later = child(connection, p, delay_s=3600)
+    steps.claim()
+    finish_running(steps, p, outcome="failed")
+    connection.execute("select pgsched.retry(%s)", (p,))
+    steps.claim()
+    finish_running(steps, p)
+    release_all(connection)
+    steps.claim()
+    finish_running(steps, c, outcome="retry", first_s=3600)
+    state = "select reason from pgsched.waiting where job_id = %s"
+    assert [connection.execute(state, (i,)).fetchone() for i in (c, later)] == [("retry",), ("scheduled",)]
+    connection.execute("insert into pgsched.release_check (ended_id) values (%s)", (p,))
+    release_all(connection)
+    assert [connection.execute(state, (i,)).fetchone() for i in (c, later)] == [("retry",), ("scheduled",)]
+
+
+def test_a_cancel_of_what_ended_by_a_cause_keeps_it_so(connection: Any, steps: Steps) -> None:
+    """(R49 12)"""
+    [p] = enqueue(connection)
+    c = child(connection, p)
+    steps.claim()
+    finish_running(steps, p, outcome="failed")
+    release_all(connection)
+    assert connection.execute("select * from pgsched.cancel(%s)", (c,)).fetchall() == [(c, "skipped")]
+    assert connection.execute("select * from pgsched.cancel(%s)", (c,)).fetchall() == []
+    assert connection.execute("select * from pgsched.retry(%s)", (p,)).fetchall() == [(p, "failed")]
+    assert places(connection)[c] == "skipped"
+
+
+def test_an_end_in_a_transaction_with_an_old_snapshot_is_always_noted(connection: Any, other: Any, steps: Steps) -> None:
+    """(R12)"""
+    [p] = enqueue(connection)
+    claim = steps.claim()[0]
+    steps.work.execute("select * from pgsched.begin(%s, %s)", (steps.id, json.dumps([{"job_id": p, "claim_id": claim["claim_id"]}])))
+    other.execute("begin isolation level repeatable read")
+    other.execute("select pgsched.begin_transaction(%s, %s)", (p, claim["claim_id"]))
+    other.execute("select 1 from pgsched.job limit 1")
+    c = child(connection, p)
+    release_all(connection)
+    other.execute("select pgsched.finish_transaction(%s, %s)", (p, claim["claim_id"]))
+    other.execute("commit")
+    release_all(connection)
+    assert places(connection)[c] == "ready"
+
+
+def test_rules_other_than_read_committed_are_refused(connection: Any) -> None:
+    """(R12)"""
+    for call in ("pgsched.release()", "pgsched.retry(1)", "pgsched.cancel(1)"):
+        with pytest.raises(psycopg.DatabaseError, match="decides at READ COMMITTED only"), connection.transaction():
+            connection.execute("set transaction isolation level repeatable read")
+            connection.execute(f"select {call}")
+
+
+def test_a_killed_releaser_loses_nothing(dsn: str, connection: Any, steps: Steps) -> None:
+    [p] = enqueue(connection)
+    many = enqueue(connection, 50, depends_on=[{"job": p}])
+    release_all(connection)
+    steps.claim()
+    finish_running(steps, p)
+    for _ in range(5):
+        victim = psycopg.connect(dsn)
+        release(victim, 7)
+        connection.execute("select pg_terminate_backend(%s, 10000)", (victim.info.backend_pid,))
+        victim.close()
+    release_all(connection)
+    assert [places(connection)[i] for i in many] == ["ready"] * 50
+
+
+def test_the_last_of_three_says_what_becomes_of_the_rest(connection: Any, steps: Steps) -> None:
+    """A chain of skipped jobs ends by itself, level by level."""
+    [p] = enqueue(connection)
+    chain = [p]
+    for _ in range(20):
+        chain.append(child(connection, chain[-1]))
+    tidy = child(connection, (chain[-1], "done"))
+    release_all(connection)
+    steps.claim()
+    finish_running(steps, p, outcome="failed")
+    release_all(connection)
+    found = places(connection)
+    assert [found[i] for i in chain[1:]] == ["skipped"] * 20
+    assert found[tidy] == "ready"
+    assert dict(connection.execute("select * from pgsched.retry(%s)", (p,)).fetchall()).keys() == set(chain)
