@@ -121,29 +121,28 @@ class Exchange:
         self._ledger.release_at = min(self._ledger.release_at, now)
 
     async def _release(self) -> None:
-        """Have those decided over that wait for jobs which have ended."""
+        """Have those decided over that wait for jobs which have ended: a chunk, so that claims and outcomes go on in between."""
         ledger = self._ledger
-        while time.monotonic() >= ledger.release_at:
-            ledger.release_at = math.inf
-            try:
-                answer = json.loads(cast(bytes, await self._session.call(self._calls.release())))
-            except BaseException:
-                ledger.release_at = 0.0
-                raise
-            if answer.get("ready"):
-                ledger.wake()
-            wait = (
-                _BUSY_S
-                if answer.get("busy")
-                else 0.0
-                if answer["more"]
-                else next(self._kept)
-                if answer["kept"]
-                else math.inf
-            )
-            if wait == math.inf:
-                self._kept = backoff(0.02, 1.0)
-            ledger.release_at = min(ledger.release_at, time.monotonic() + wait)
+        if time.monotonic() < ledger.release_at:
+            return
+        ledger.release_at = math.inf
+        try:
+            answer = json.loads(cast(bytes, await self._session.call(self._calls.release())))
+        except BaseException:
+            ledger.release_at = 0.0
+            raise
+        if answer.get("ready"):
+            ledger.wake()
+        wait = math.inf
+        if answer.get("busy"):
+            wait = _BUSY_S
+        elif answer["more"]:
+            wait = 0.0
+        elif answer["kept"]:
+            wait = next(self._kept)
+        else:
+            self._kept = backoff(0.02, 1.0)
+        ledger.release_at = min(ledger.release_at, time.monotonic() + wait)
 
     async def _wait(self, stop: asyncio.Event) -> None:
         """Until there is something to send or to ask, the next poll, or the next job that is due."""

@@ -60,6 +60,10 @@ begin
 
     select array_agg(e.id), array_agg(e.ended_id), array_agg(e.look_at_id) into events, ended, looks
     from (select * from release_check e where e.id between first and until order by e.id limit n) e;
+    if events is null then  -- (a crash may have set the sequences back)
+        perform setval('release_at', until + 2);
+        return '{"ready": 0, "ended": 0, "more": true, "kept": 0}';
+    end if;
     -- (The lateral subquery runs once for each event, in their order: the plan has no other choice.)
     select array_agg(p.event), array_agg(p.ended_id), array_agg(p.job_id) into pair_events, pair_ended, pair_jobs
     from (

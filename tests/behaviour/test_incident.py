@@ -1,17 +1,20 @@
 """The incident that pgsched exists to make impossible, line by line, in the incident's own words and order.
 
-(Lines about dependencies, cancellation and cron come with the parts that they are about.)
+(Lines about subtasks and cron come with the parts that they are about.)
 """
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from harness.believing import pair, together
-from harness.protocol import Steps, enqueue
+from harness.graphs import release
+from harness.protocol import Steps, enqueue, places
 from harness.server import Server
 
 
@@ -87,3 +90,75 @@ def test_retry_backoff_for_attempt_over_50_does_not_wait_forever(connection: Any
         "unnest(array[0, 1, 1e308, 'Infinity', 'NaN']::float8[]) c"
     )
     assert extremes.fetchone() == (True,)
+
+
+def in_order(connection: Any) -> list[str]:
+    """The names of a workflow's jobs, in the order in which their handlers began."""
+    return [name for (name,) in connection.execute(
+        "select j.name from pgsched.job j join pgsched.finished f on f.job_id = j.id where f.claim_id is not null order by f.started_at, j.id"
+    )]  # fmt: skip
+
+
+def run_all(dsn: str, connection: Any, outcomes: dict[str, str] | None = None) -> None:
+    """Run all that becomes ready, one job after the other."""
+    worker = Steps(dsn)
+    names = dict(connection.execute("select id, name from pgsched.job").fetchall())
+    while claims := (release(connection), worker.claim(1))[1]:
+        worker.finish(*claims, outcome=(outcomes or {}).get(names[claims[0]["job_id"]], "succeeded"))
+    worker.close()
+
+
+def workflow(connection: Any, **edges: list[str]) -> list[int]:
+    """A workflow of jobs by name, each with those that it depends on."""
+    jobs = [{"task": "t", "queue": "q", "name": name, "depends_on": [{"name": on} for on in ons]} for name, ons in edges.items()]
+    text = json.dumps({"name": "daily_etl_pipeline", "jobs": jobs})
+    row = connection.execute("select pgsched.enqueue_workflow(%s)", (text,)).fetchone()
+    ids: list[int] = row[0]["job_ids"]
+    return ids
+
+
+def test_transform_never_starts_before_extract_has_completed(dsn: str, connection: Any) -> None:
+    """`Step 2 (transform): Started at 06:28 (BEFORE step 1!)`: daily_etl_pipeline, its steps given in the wrong order."""
+    workflow(connection, transform=["extract"], extract=[], load=["transform"], validate=["load"])
+    run_all(dsn, connection)
+    assert in_order(connection) == ["extract", "transform", "load", "validate"]
+
+
+def test_c_then_b_then_a_where_a_depends_on_b_and_b_on_c(dsn: str, connection: Any) -> None:
+    """`Wrong DAG Order`: 1. Create DAG: A -> B -> C (A depends on B, B depends on C). 2. Execute DAG."""
+    workflow(connection, A=["B"], B=["C"], C=[])
+    run_all(dsn, connection)
+    assert in_order(connection) == ["C", "B", "A"]
+
+
+def test_a_dag_with_a_b_c_a_is_detected_and_named(connection: Any) -> None:
+    """`We have a DAG with A->B->C->A and it wasn't detected.`"""
+    with pytest.raises(psycopg.DatabaseError, match="these jobs wait for each other: A -> C -> B -> A"):
+        workflow(connection, A=["B"], B=["C"], C=["A"])
+    assert connection.execute("select count(*) from pgsched.job").fetchone() == (0,)
+
+
+def test_dependents_of_a_cancelled_job_do_not_wait_forever(dsn: str, connection: Any) -> None:
+    """`Job cancellation just removes the job from runningJobs but doesn't actually [...] cancel downstream dependencies.`"""
+    extract, transform, load = workflow(connection, extract=[], transform=["extract"], load=["transform"])
+    worker = Steps(dsn)
+    claims = worker.claim()
+    assert dict(connection.execute("select * from pgsched.cancel(%s)", (extract,)).fetchall()) == {
+        extract: "running", transform: "blocked", load: "blocked",
+    }  # fmt: skip
+    assert places(connection) == {extract: "running", transform: "cancelled", load: "cancelled"}
+    assert worker.finish(*claims, result="done") == ["cancelled"], "no result of it is accepted any more"
+    assert places(connection)[extract] == "cancelled"
+    worker.close()
+
+
+def test_jobs_complete_and_their_dependents_start(dsn: str, connection: Any) -> None:
+    """`Jobs completing but dependent jobs not starting`, `Jobs Stuck in Pending: 847`."""
+    hub, *_ = workflow(connection, hub=[], **{f"job {i}": ["hub"] for i in range(847)})
+    worker = Steps(dsn)
+    worker.finish(*worker.claim(1))
+    worker.close()
+    while release(connection)["more"]:
+        pass
+    assert connection.execute("select count(*) from pgsched.ready").fetchone() == (847,)
+    assert places(connection)[hub] == "succeeded"
