@@ -22,8 +22,8 @@ and before its report. `current_job().fence` is the token by which another syste
 
 from importlib.metadata import PackageNotFoundError, version
 
+from pgsched.answers import JobInfo
 from pgsched.app import App
-from pgsched.calls import JobInfo
 from pgsched.context import JobContext, current_job
 from pgsched.errors import (
     AccessError,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from pgsched.calls import Ended, JobInfo, job_info
+from pgsched.answers import Ended, JobInfo, job_info
 from pgsched.edges import Edge
 from pgsched.errors import JobCancelled, JobFailed, JobSkipped, UsageError
 from pgsched.returned import Returned

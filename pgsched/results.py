@@ -23,7 +23,7 @@ import psycopg
 from psycopg import sql
 
 from pgsched import dsn as dsns
-from pgsched.calls import Ended
+from pgsched.answers import Ended
 from pgsched.errors import ConnectError, UsageError, primary
 from pgsched.loop import backoff
 from pgsched.run import run

@@ -18,6 +18,8 @@ declare
     next_level bigint[];
     reopened bigint[];
     opened bigint[];
+    seen bigint[];
+    quiet integer;
     jobs bigint[] := '{}';
     states text[] := '{}';
 begin
@@ -52,10 +54,24 @@ begin
         end if;
         while level <> '{}' loop
             next_level := '{}';
-            loop
+            seen := '{}';
+            quiet := 0;
+            while quiet < 2 loop
+                -- (A row that either look waits for may have gone to where the other one looks: so each comes after the other.)
+                reopened := array(
+                    select x.job_id from finished x
+                    where x.cause_job_id is not null
+                        and x.job_id = any (array(select distinct d.job_id from dependency d where d.depends_on_id = any (level) order by d.job_id))
+                    for update);
+                reopened := array(select r.id from unnest(reopened) r (id) where r.id <> all (seen) and take_key_again(r.id));
+                jobs := jobs || reopened;
+                states := states || array(select x.state from unnest(reopened) with ordinality r (id, n) join finished x on x.job_id = r.id order by r.n);
+                delete from finished x where x.job_id = any (reopened);
+                perform wait_again(reopened);
+                next_level := next_level || reopened;
                 opened := array(
                     select w.job_id from waiting w
-                    where w.reason = 'dependencies'
+                    where w.reason = 'dependencies' and w.job_id <> all (seen)
                         and w.job_id = any (array(select distinct d.job_id from dependency d where d.depends_on_id = any (level) order by d.job_id))
                     for update);
                 with undone as (
@@ -65,18 +81,8 @@ begin
                     returning d.job_id
                 )
                 insert into release_check (look_at_id) select distinct u.job_id from undone u;
-                reopened := array(
-                    select x.job_id from finished x
-                    where x.cause_job_id is not null
-                        and x.job_id = any (array(select distinct d.job_id from dependency d where d.depends_on_id = any (level) order by d.job_id))
-                    for update);
-                reopened := array(select r.id from unnest(reopened) r (id) where take_key_again(r.id));
-                exit when reopened = '{}';
-                jobs := jobs || reopened;
-                states := states || array(select x.state from unnest(reopened) with ordinality r (id, n) join finished x on x.job_id = r.id order by r.n);
-                delete from finished x where x.job_id = any (reopened);
-                perform wait_again(reopened);
-                next_level := next_level || reopened;
+                quiet := case when opened = '{}' then quiet + 1 else 0 end;
+                seen := seen || opened;
             end loop;
             level := next_level;
         end loop;

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from guards import GUARDS, ROOT
+from guard_list import GUARDS
+from guards import ROOT
 
 
 def test_the_table_of_guards_is_the_list() -> None:

@@ -117,6 +117,7 @@ def test_a_users_open_transaction_holds_up_its_own_job_alone(connection: Any, ot
     finish_running(steps, p)
     other.execute("begin")
     other.execute("select from pgsched.waiting where job_id = %s for update", (held,))
+    connection.execute("set lock_timeout = '2s'")
     for _ in range(3):
         release(connection)
     assert places(connection)[free] == "ready"
