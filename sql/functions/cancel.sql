@@ -3,7 +3,7 @@
 -- commit of this call on. What waits for them and can no longer run ends now, too, and so on down (see spread_cancel).
 -- Answers for every job that this changes what it was; nothing for one that has ended or is being cancelled already.
 -- `dry_run` gives the same answer and changes nothing (it locks the rows while it looks).
--- Locks: rows of running, ready and waiting, job by job in the order of ids; waits for who holds one. Cancels that cross may
+-- Locks: rows of running, ready and waiting, job by job, the newest first; waits for who holds one. Cancels that cross may
 -- deadlock (40P01): repeating is safe. A job in flight between tables is looked for again until it is found.
 -- Errors: PGS05 no such job (nothing is changed then), PGS09 not READ COMMITTED.
 create or replace function cancel_many(job_ids bigint[], reason text default null, dry_run boolean default false)
@@ -31,7 +31,8 @@ begin
         perform refuse('PGS09', 'cancel: it takes an array of jobs'' ids, none of them null', 'Name the jobs to cancel.');
     end if;
     begin
-        for id in select distinct i from unnest(job_ids) i order by i loop
+        -- (The newest first: what waits for another job of the call is cancelled before that other's end could let it run.)
+        for id in select distinct i from unnest(job_ids) i order by i desc loop
             state := cancel_one(id, left(reason, 500));
             if state is not null then
                 jobs := jobs || id;
@@ -71,7 +72,6 @@ begin
     if not exists (select from workflow w where w.id = workflow_id) then
         perform refuse('PGS05', format('there is no workflow %s', coalesce(workflow_id::text, 'null')), 'It was pruned, or never was: nothing is changed.');
     end if;
-    -- (Each before those that wait for it: most of those end with it.)
     return query select * from cancel_many(array(select j.id from job j where j.workflow_id = cancel_workflow.workflow_id order by j.id), reason, dry_run);
 end
 $$;

@@ -107,7 +107,7 @@ begin
         entered as (
             insert into running (job_id, claim_id, attempt, lost_attempts, worker_id, session_no, queue, expires_at, claimed_at, started_at)
             select job_id, claim_id, attempt, lost_attempts, $1, me.session_no, queue,
-                expires_at, t, case when slots >= room then t end
+                expires_at, clock_timestamp(), case when slots >= room then clock_timestamp() end  -- (after all that this statement sees)
             from picked
             on conflict (job_id) do nothing
             returning 1

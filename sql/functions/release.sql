@@ -49,6 +49,10 @@ begin
     if not pg_try_advisory_xact_lock(lock_class(), 2) then
         return '{"busy": true}';
     end if;
+    -- (A sequence keeps what a transaction that was rolled back has set: what that has decided was undone.)
+    if within > 0 and not was_committed((select last_value from release_by)) then
+        within := 0;
+    end if;
     if first > until or first = 0 then
         until := coalesce((select e.id from release_check e order by e.id desc limit 1), 0);
         if until = 0 then
@@ -111,11 +115,21 @@ begin
     perform setval('release_until', until + 1);
     perform setval('release_at', case when is_full then pair_events[n] else events[cardinality(events)] + 1 end + 1);
     perform setval('release_within', case when is_full then pair_jobs[n] else 0 end + 1);
+    perform setval('release_by', pg_current_xact_id()::text::bigint);
     return jsonb_build_object('ready', moved.became_ready, 'ended', moved.ended, 'more', is_full or events[cardinality(events)] < until,
         'kept', cardinality(events) - cardinality(settled) - is_full::integer);
 end
 $$;
 comment on function release(integer) is 'Decides over jobs that wait for dependencies: they become ready, or end without running.';
+
+-- Whether a transaction was committed, as far as this server remembers it.
+create or replace function was_committed(xid bigint) returns boolean
+language sql volatile
+set search_path from current
+as $$
+select case when xid::text::xid8 < pg_snapshot_xmax(pg_current_snapshot()) then coalesce(pg_xact_status(xid::text::xid8) = 'committed', false) else false end
+$$;
+comment on function was_committed(bigint) is 'Whether a transaction was committed, as far as this server remembers it (internal).';
 
 -- Writes how jobs ended on edges that do not say so yet, as far as nobody holds them. `jobs` and `ended`: the edges. The
 -- caller holds the rows of finished.
@@ -255,27 +269,60 @@ end
 $$;
 comment on function carry_out(bigint[]) is 'Decides over jobs whose rows in waiting the caller holds, and carries it out (internal).';
 
--- Notes that jobs have ended for which others wait: the one home of that, whoever inserts into finished. (The index is asked
--- in a later statement than the one that ended them: it sees every edge that was committed before. At other isolation levels
--- nothing of the kind can be known, so each end is noted.)
+-- Notes that jobs have ended for which others wait: the one home of that, whoever inserts into finished. What is simple is decided
+-- here and at once, so that a chain needs no second transaction: a dependent that may run now, all of whose other edges are
+-- decided, and whose row nobody holds. (Not one that can never run: its own end would come back here, as deep as the graph.)
+-- The edges are read in a later statement than the one that ended the jobs: it sees all that was committed before. At other
+-- isolation levels nothing of the kind can be known, so each end is noted.
 create or replace function tell_dependents() returns trigger
 language plpgsql
 set search_path from current
 as $$
+declare
+    most constant integer := 8;
+    parents bigint[];
+    children bigint[];
+    released bigint[];
 begin
-    if current_setting('transaction_isolation') = 'read committed' then
-        insert into release_check (ended_id)
-        select e.job_id from ended e where (select true from dependency d where d.depends_on_id = e.job_id limit 1);
-    else
+    if current_setting('transaction_isolation') <> 'read committed' then
         insert into release_check (ended_id) select e.job_id from ended e;
+        return null;
     end if;
+    parents := array(select e.job_id from ended e where (select true from dependency d where d.depends_on_id = e.job_id limit 1));
+    if parents = '{}' then
+        return null;
+    end if;
+    children := array(
+        select d.job_id
+        from unnest(parents) p (id)
+            cross join lateral (
+                select d.job_id, d.depends_on_id from dependency d where d.depends_on_id = p.id and d.outcome is null order by d.job_id limit most
+            ) d
+        where (select true from dependency o where o.job_id = d.job_id and o.outcome is null and o.depends_on_id <> all (parents) limit 1) is null);
+    if children <> '{}' then
+        children := array(
+            select w.job_id from waiting w
+            where w.job_id = any (array(select distinct c from unnest(children) c order by c)) and w.reason = 'dependencies'
+            for update skip locked);
+        perform write_outcomes(array_agg(d.job_id), array_agg(d.depends_on_id))
+        from unnest(children) c (id) cross join lateral (
+            select d.job_id, d.depends_on_id from dependency d where d.job_id = c.id and d.outcome is null and d.depends_on_id = any (parents)) d;
+        released := array(select v.job_id from decide(children) v where v.verdict = 'met');
+        perform carry_out(released);
+    end if;
+    insert into release_check (ended_id)
+    select p.id from unnest(parents) p (id)
+    where (
+        select true from dependency d
+        where d.depends_on_id = p.id and (d.outcome is null or released is null or d.job_id <> all (released))
+        limit 1);
     if found then
         perform set_config('pgsched.events', 'yes', true);
     end if;
     return null;
 end
 $$;
-comment on function tell_dependents() is 'Notes that jobs have ended for which others wait (internal: a trigger of finished).';
+comment on function tell_dependents() is 'Notes that jobs have ended for which others wait, and decides what is simple (internal: a trigger of finished).';
 
 create or replace trigger tell_dependents after insert on finished
 referencing new table as ended

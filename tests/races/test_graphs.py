@@ -129,5 +129,8 @@ def test_a_storm_of_everything_breaks_no_invariant(dsn: str, connection: Any) ->
         time.sleep(0.05)
     finishing.end()
     left = connection.execute("select id, state, reason from pgsched.jobs where state not in ('succeeded', 'failed', 'skipped', 'cancelled')").fetchall()
-    assert left == []
+    assert left == [], connection.execute(
+        "select d.*, f.state, f.cause_job_id, f.claim_id, f.finished_at, j.rule, j.rule_n from pgsched.dependency d join pgsched.job j on j.id = d.job_id "
+        "left join pgsched.finished f on f.job_id = d.depends_on_id where d.job_id = any (%s)", ([row[0] for row in left],)
+    ).fetchall()
     assert release(connection)["kept"] == 0

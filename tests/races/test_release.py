@@ -114,9 +114,9 @@ def test_a_users_open_transaction_holds_up_its_own_job_alone(connection: Any, ot
     [p] = enqueue(connection)
     held, free = child(connection, p), child(connection, p)
     steps.claim()
-    finish_running(steps, p)
     other.execute("begin")
     other.execute("select from pgsched.waiting where job_id = %s for update", (held,))
+    finish_running(steps, p)
     connection.execute("set lock_timeout = '2s'")
     for _ in range(3):
         release(connection)
@@ -129,14 +129,15 @@ def test_a_users_open_transaction_holds_up_its_own_job_alone(connection: Any, ot
 
 def test_a_second_end_is_a_second_event(connection: Any, steps: Steps) -> None:
     """(R31)"""
-    [p] = enqueue(connection, max_attempts=1)
-    c = child(connection, p)
+    p, q = enqueue(connection, 2)
+    c = child(connection, p, q)
     release_all(connection)
     steps.claim()
     finish_running(steps, p, outcome="failed")
     connection.execute("select pgsched.retry(%s)", (p,))
     steps.claim()
     finish_running(steps, p)
+    finish_running(steps, q)
     assert connection.execute("select count(*) from pgsched.release_check where ended_id = %s", (p,)).fetchone() == (2,)
     release_all(connection)
     assert places(connection)[c] == "ready"
@@ -408,3 +409,19 @@ def test_the_last_of_three_says_what_becomes_of_the_rest(connection: Any, steps:
     assert [found[i] for i in chain[1:]] == ["skipped"] * 20
     assert found[tidy] == "ready"
     assert dict(connection.execute("select * from pgsched.retry(%s)", (p,)).fetchall()).keys() == set(chain)
+
+
+def test_a_chunk_that_was_rolled_back_is_read_again(connection: Any, other: Any, steps: Steps) -> None:
+    """The cursor is kept by sequences, which know no rollback: dependents whose outcome had been written before were lost."""
+    p, q = enqueue(connection, 2)
+    many = enqueue(connection, 12, depends_on=[{"job": p}, {"job": q}])
+    release_all(connection)
+    steps.claim()
+    finish_running(steps, q, outcome="failed")
+    connection.execute("update pgsched.dependency set outcome = 'failed' where depends_on_id = %s", (q,))  # (as a cancel might have)
+    other.execute("begin")
+    release(other, 5)
+    release(other, 5)
+    other.execute("rollback")
+    release_all(connection, 5)
+    assert [places(connection)[i] for i in many] == ["skipped"] * 12

@@ -58,5 +58,7 @@ create sequence release_at as bigint cache 1;
 comment on sequence release_at is 'The event that release() looks at next.';
 create sequence release_within as bigint cache 1;
 comment on sequence release_within is 'The dependent of that event from which it goes on.';
+create sequence release_by as bigint cache 1;
+comment on sequence release_by is 'The transaction that has read that far: where it was rolled back, the event is read from its beginning.';
 create sequence release_until as bigint cache 1;
 comment on sequence release_until is 'The last event of this pass.';
