@@ -1,19 +1,20 @@
 -- Decides over jobs that wait for dependencies, a chunk at a time: whose rule is met becomes ready (or scheduled, where its
 -- time lies ahead), whose rule can no longer be met ends without running. It reads at most `n` events of release_check, and
--- looks at about `n` jobs. Answers {"ready", "ended", "more", "kept"}: "more" says that this pass goes on (call again at
--- once), "kept" how many events of this chunk could not be dealt with, because somebody holds a row at this moment.
+-- looks at about `n` jobs. Answers {"ready", "ended", "more", "kept"}: "more" says that it is worth while to call again at
+-- once, "kept" how many events of this chunk could not be dealt with, because somebody holds a row at this moment.
 -- {"busy": true} where somebody else is releasing. Anybody may call it, as often as he likes; it waits for nobody.
 --
 -- It is level-triggered: an event only says where to look, and stays until what it is about is settled. Each line is a statement
 -- of its own, and sees what was committed before it:
---   1. the next events; of ends, the jobs that wait for them
+--   1. the next events; of ends, the jobs that wait for them (of one with many, some: another event stands for the rest)
 --   2. the ended jobs are locked (for key share: who retries one waits), and their outcomes written on the edges
 --   3. which events are settled is found before, not after, the decision: what comes in between keeps them
 --   4. every waiting job that an event is about is locked, not only those whose edge was just written
 --   5. the decision, from the edges alone
 -- Locks, all of them by a try and skipping what others hold: the releaser's lock; finished; dependency; waiting. And, given
 -- back at once (settled_looks), running, ready and waiting.
--- Errors: PGS09 n below 1, not READ COMMITTED.
+-- Errors: PGS09 n below 1, not READ COMMITTED, or in a transaction that has written something: what nobody else can see yet
+-- would pass for settled.
 create or replace function release(n integer default 1000) returns jsonb
 language plpgsql security definer
 set search_path from current
@@ -26,12 +27,12 @@ set jit = off
 set plan_cache_mode = force_generic_plan
 as $$
 declare
-    first bigint := (select last_value - 1 from release_at);
-    within bigint := (select last_value - 1 from release_within);
-    until bigint := (select last_value - 1 from release_until);
+    first bigint;
+    until bigint;
     events bigint[];
     ended bigint[];
     looks bigint[];
+    aboves bigint[];
     pair_events bigint[];
     pair_ended bigint[];
     pair_jobs bigint[];
@@ -46,25 +47,25 @@ begin
         perform refuse('PGS09', format('release: n is %s, it must be at least 1', coalesce(n::text, 'null')), 'It is how many events one call may read.');
     end if;
     perform require_read_committed();
+    if pg_current_xact_id_if_assigned() is not null then
+        perform refuse('PGS09', 'release: this transaction has written something', 'Call it in a transaction of its own.');
+    end if;
     if not pg_try_advisory_xact_lock(lock_class(), 2) then
         return '{"busy": true}';
     end if;
-    -- (A sequence keeps what a transaction that was rolled back has set: what that has decided was undone.)
-    if within > 0 and not was_committed((select last_value from release_by)) then
-        within := 0;
-    end if;
+    first := (select last_value - 1 from release_at);
+    until := (select last_value - 1 from release_until);
     if first > until or first = 0 then
         until := coalesce((select e.id from release_check e order by e.id desc limit 1), 0);
         if until = 0 then
             return '{"ready": 0, "ended": 0, "more": false, "kept": 0}';
         end if;
         first := 1;
-        within := 0;
     end if;
 
-    select array_agg(e.id), array_agg(e.ended_id), array_agg(e.look_at_id) into events, ended, looks
+    select array_agg(e.id), array_agg(e.ended_id), array_agg(e.look_at_id), array_agg(e.above) into events, ended, looks, aboves
     from (select * from release_check e where e.id between first and until order by e.id limit n) e;
-    if events is null then  -- (a crash may have set the sequences back)
+    if events is null then  -- (a pass that was rolled back may have read on; a crash may have set the sequences back)
         perform setval('release_at', until + 2);
         return '{"ready": 0, "ended": 0, "more": true, "kept": 0}';
     end if;
@@ -72,17 +73,17 @@ begin
     select array_agg(p.event), array_agg(p.ended_id), array_agg(p.job_id) into pair_events, pair_ended, pair_jobs
     from (
         select e.event, e.ended_id, d.job_id
-        from unnest(events, ended) with ordinality e (event, ended_id, place)
+        from unnest(events, ended, aboves) e (event, ended_id, above)
             cross join lateral (
                 select d.job_id from dependency d
-                where d.depends_on_id = e.ended_id and d.job_id > case when e.event = first then within else 0 end
+                where d.depends_on_id = e.ended_id and d.job_id > e.above
                 order by d.job_id
                 limit n
             ) d
         limit n
     ) p;
     if coalesce(cardinality(pair_jobs), 0) = n then
-        -- The last event has perhaps more dependents: it, and what comes after it, is for the next chunk.
+        -- The last event has perhaps more dependents, and what comes after it has to wait.
         is_full := true;
         looks := looks[:array_position(events, pair_events[n])];
         ended := ended[:array_position(events, pair_events[n])];
@@ -93,43 +94,39 @@ begin
     perform write_outcomes(array(select u.job_id from unnest(pair_jobs, pair_ended) u (job_id, ended_id) where u.ended_id = any (held)),
         array(select u.ended_id from unnest(pair_jobs, pair_ended) u (job_id, ended_id) where u.ended_id = any (held)));
 
+    -- (An end stays where somebody holds it, who may bring the job back; where there is none the job runs again, and will end again.)
     settled := settled_looks(events, looks) || array(
         select e.event
-        from unnest(events, ended) with ordinality e (event, ended_id, place)
-        where e.ended_id is not null and not (is_full and e.place = cardinality(events))
-            and (
-                (e.ended_id = any (held) and (select true from dependency d where d.depends_on_id = e.ended_id and d.outcome is null limit 1) is null)
-                or (select true from finished f where f.job_id = e.ended_id) is null));  -- (it runs again, and will end again)
+        from unnest(events, ended) e (event, ended_id)
+        where e.ended_id is not null and (e.ended_id = any (held) or (select true from finished f where f.job_id = e.ended_id) is null));
+    if is_full and pair_events[n] = any (settled) then
+        insert into release_check (ended_id, above) values (pair_ended[n], pair_jobs[n]);
+    end if;
 
     candidates := pair_jobs || array_remove(looks, null);
     locked := array(
         select w.job_id from waiting w
         where w.job_id = any (array(select distinct c from unnest(candidates) c order by c)) and w.reason = 'dependencies'
         for update skip locked);
+    -- Whom or whose edge somebody holds, is looked at again.
     insert into release_check (look_at_id)
     select distinct w.job_id from waiting w
-    where w.job_id = any (candidates) and w.reason = 'dependencies' and w.job_id <> all (locked);
+    where w.job_id = any (candidates) and w.reason = 'dependencies' and w.job_id <> all (locked)
+    union
+    select u.job_id
+    from unnest(pair_jobs, pair_ended) u (job_id, ended_id)
+        join dependency d on d.job_id = u.job_id and d.depends_on_id = u.ended_id and d.outcome is null
+    where u.ended_id = any (held);
 
     select * into moved from carry_out(locked);
     delete from release_check where id = any (settled);
     perform setval('release_until', until + 1);
-    perform setval('release_at', case when is_full then pair_events[n] else events[cardinality(events)] + 1 end + 1);
-    perform setval('release_within', case when is_full then pair_jobs[n] else 0 end + 1);
-    perform setval('release_by', pg_current_xact_id()::text::bigint);
+    perform setval('release_at', events[cardinality(events)] + 2);
     return jsonb_build_object('ready', moved.became_ready, 'ended', moved.ended, 'more', is_full or events[cardinality(events)] < until,
-        'kept', cardinality(events) - cardinality(settled) - is_full::integer);
+        'kept', cardinality(events) - cardinality(settled));
 end
 $$;
 comment on function release(integer) is 'Decides over jobs that wait for dependencies: they become ready, or end without running.';
-
--- Whether a transaction was committed, as far as this server remembers it.
-create or replace function was_committed(xid bigint) returns boolean
-language sql volatile
-set search_path from current
-as $$
-select case when xid::text::xid8 < pg_snapshot_xmax(pg_current_snapshot()) then coalesce(pg_xact_status(xid::text::xid8) = 'committed', false) else false end
-$$;
-comment on function was_committed(bigint) is 'Whether a transaction was committed, as far as this server remembers it (internal).';
 
 -- Writes how jobs ended on edges that do not say so yet, as far as nobody holds them. `jobs` and `ended`: the edges. The
 -- caller holds the rows of finished.
@@ -165,6 +162,7 @@ declare
     held bigint[];
     alive bigint[];
     stopped bigint[];
+    still bigint[];
 begin
     if array_remove(looks, null) = '{}' then
         return '{}';
@@ -193,7 +191,8 @@ begin
     end;
     if stopped <> '{}' then
         -- It can end as cancelled only. Looked at again, under a lock that is kept: it may have ended and run again meanwhile.
-        stopped := array(select r.job_id from running r where r.job_id = any (stopped) and r.stop_reason = 'cancel' for share skip locked);
+        still := array(select r.job_id from running r where r.job_id = any (stopped) and r.stop_reason = 'cancel' for share skip locked);
+        alive := array(select a from unnest(alive) a where a <> all (stopped) or a = any (still));  -- (what is held now, is in between)
         update dependency d
         set outcome = 'cancelled'
         where d.ctid = any (array(
@@ -204,7 +203,7 @@ begin
                     where d.job_id = u.job_id and d.depends_on_id = u.id and d.outcome is null and d.condition <> 'done'
                     for update skip locked
                 ) e
-            where u.id = any (stopped)));
+            where u.id = any (still)));
     end if;
     return over || array(
         select e.event from unnest(events, looks) e (event, job_id)
@@ -254,9 +253,7 @@ begin
     ), ends as (
         insert into finished (job_id, queue, state, reason, attempt, finished_at, cause_job_id)
         select g.job_id, g.queue, u.verdict,
-            format('job %s, which it depends on, %s', u.cause, (
-                select case d.outcome when 'succeeded' then 'has succeeded' when 'failed' then 'has failed' when 'skipped' then 'was skipped' else 'was cancelled' end
-                from dependency d where d.job_id = g.job_id and d.depends_on_id = u.cause)),
+            end_by_cause(u.cause, (select d.outcome from dependency d where d.job_id = g.job_id and d.depends_on_id = u.cause)),
             g.attempt, t, u.cause
         from gone g join unnest(ids, verdicts, causes) u (id, verdict, cause) on u.id = g.job_id
         on conflict (job_id) do nothing
@@ -268,6 +265,16 @@ begin
 end
 $$;
 comment on function carry_out(bigint[]) is 'Decides over jobs whose rows in waiting the caller holds, and carries it out (internal).';
+
+-- Why a job has ended without running, in words.
+create or replace function end_by_cause(cause bigint, outcome text) returns text
+language sql immutable
+set search_path from current
+as $$
+select format('job %s, which it depends on, %s', cause,
+    case outcome when 'succeeded' then 'has succeeded' when 'failed' then 'has failed' when 'skipped' then 'was skipped' else 'was cancelled' end)
+$$;
+comment on function end_by_cause(bigint, text) is 'Why a job has ended without running, in words (internal).';
 
 -- Notes that jobs have ended for which others wait: the one home of that, whoever inserts into finished. What is simple is decided
 -- here and at once, so that a chain needs no second transaction: a dependent that may run now, all of whose other edges are
@@ -282,7 +289,6 @@ declare
     most constant integer := 8;
     parents bigint[];
     children bigint[];
-    released bigint[];
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
         insert into release_check (ended_id) select e.job_id from ended e;
@@ -307,14 +313,14 @@ begin
         perform write_outcomes(array_agg(d.job_id), array_agg(d.depends_on_id))
         from unnest(children) c (id) cross join lateral (
             select d.job_id, d.depends_on_id from dependency d where d.job_id = c.id and d.outcome is null and d.depends_on_id = any (parents)) d;
-        released := array(select v.job_id from decide(children) v where v.verdict = 'met');
-        perform carry_out(released);
+        perform carry_out(array(select v.job_id from decide(children) v where v.verdict = 'met'));
     end if;
     insert into release_check (ended_id)
     select p.id from unnest(parents) p (id)
     where (
         select true from dependency d
-        where d.depends_on_id = p.id and (d.outcome is null or released is null or d.job_id <> all (released))
+        where d.depends_on_id = p.id and (
+            d.outcome is null or (select true from waiting w where w.job_id = d.job_id and w.reason = 'dependencies'))
         limit 1);
     if found then
         perform set_config('pgsched.events', 'yes', true);

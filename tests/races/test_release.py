@@ -41,6 +41,11 @@ def finish_running(steps: Steps, job_id: int, **outcome: Any) -> str:
     return steps.finish(row, **outcome)[0]
 
 
+def finish_claimed(steps: Steps, **outcome: Any) -> None:
+    """Claim what is ready, and end it."""
+    steps.finish(*steps.claim(100), **outcome)
+
+
 def release_some(connection: Any) -> None:
     """Some rounds, where something is to be kept."""
     for _ in range(10):
@@ -292,14 +297,12 @@ def test_an_event_looks_at_all_that_waits_not_only_where_it_wrote(dsn: str, conn
     other.execute("begin")
     other.execute("select pgsched.retry(%s)", (p,))  # C waits again, not committed
     with psycopg.connect(dsn, autocommit=True) as third:
-        third.execute("begin")
-        third.execute("select pgsched.cancel(%s)", (q,))  # it writes the edge of C, which it cannot see waiting
+        cancelling = Blocked(third, "select pgsched.cancel(%s)", (q,))  # it cannot see C waiting, but its edge is held
+        cancelling.until_blocked(other)
         other.execute("commit")
-        release_some(connection)
-        steps.claim()
-        finish_running(steps, p)
-        release_some(connection)
-        third.execute("commit")
+        cancelling.result()
+    steps.claim()
+    finish_running(steps, p)
     release_some(connection)
     assert places(connection)[c] == "cancelled"
 
@@ -419,9 +422,139 @@ def test_a_chunk_that_was_rolled_back_is_read_again(connection: Any, other: Any,
     steps.claim()
     finish_running(steps, q, outcome="failed")
     connection.execute("update pgsched.dependency set outcome = 'failed' where depends_on_id = %s", (q,))  # (as a cancel might have)
-    other.execute("begin")
-    release(other, 5)
-    release(other, 5)
-    other.execute("rollback")
+    for undo in ("rollback", "rollback to savepoint s"):
+        other.execute("begin")
+        other.execute("savepoint s")
+        release(other, 5)
+        other.execute(undo)
+        other.execute("commit")
+        release(connection, 5)
     release_all(connection, 5)
     assert [places(connection)[i] for i in many] == ["skipped"] * 12
+
+
+def test_a_release_is_a_transaction_of_its_own(connection: Any, other: Any, steps: Steps) -> None:
+    """A look at what nobody else can see yet would pass for settled, and the finish that goes on meanwhile sees nothing."""
+    [p] = enqueue(connection)
+    steps.claim()
+    other.execute("begin")
+    c = child(other, p)
+    with pytest.raises(psycopg.DatabaseError, match="this transaction has written something"), other.transaction():
+        release(other)
+    finish_running(steps, p)
+    other.execute("commit")
+    release_all(connection)
+    assert places(connection)[c] == "ready"
+
+
+def test_an_open_retry_holds_the_edges_of_what_it_brings_back(connection: Any, other: Any, steps: Steps) -> None:
+    [q] = enqueue(connection)
+    c = child(connection, q)
+    connection.execute("select pgsched.cancel(%s)", (c,))
+    other.execute("begin")
+    other.execute("select pgsched.retry(%s)", (c,))
+    steps.claim()
+    finish_running(steps, q, outcome="failed")
+    release_some(connection)
+    connection.execute("select pgsched.retry(%s)", (q,))
+    other.execute("commit")
+    release_all(connection)
+    assert places(connection)[c] == "waiting"
+    steps.claim()
+    finish_running(steps, q)
+    release_all(connection)
+    assert places(connection)[c] == "ready"
+
+
+def test_what_is_brought_back_keeps_its_time_and_its_expiry(connection: Any, steps: Steps) -> None:
+    [p] = enqueue(connection)
+    later = child(connection, p, delay_s=3600)
+    gone = child(connection, p, expires_at="2999-01-01T00:00:00Z")
+    steps.claim()
+    finish_running(steps, p, outcome="failed")
+    release_all(connection)
+    connection.execute("select pgsched.retry(%s)", (p,))
+    assert connection.execute("select expires_at is not null from pgsched.waiting where job_id = %s", (gone,)).fetchone() == (True,)
+    steps.claim()
+    finish_running(steps, p)
+    release_all(connection)
+    assert connection.execute("select reason from pgsched.waiting where job_id = %s", (later,)).fetchone() == ("scheduled",)
+
+
+def test_a_running_row_that_is_held_for_a_moment_does_not_hide_a_cancel(connection: Any, other: Any, steps: Steps) -> None:
+    [p] = enqueue(connection)
+    steps.claim()
+    connection.execute("select pgsched.cancel(%s)", (p,))
+    c = child(connection, p)
+    other.execute("begin")
+    other.execute("select from pgsched.running where job_id = %s for update", (p,))
+    assert release(connection)["kept"] == 1
+    other.execute("commit")
+    release_some(connection)
+    assert places(connection)[c] == "cancelled"
+    finish_running(steps, p)
+
+
+def test_prune_goes_past_what_is_needed_and_past_what_is_held(connection: Any, other: Any, steps: Steps) -> None:
+    parents = enqueue(connection, 5)
+    for p in parents:
+        child(connection, p, delay_s=3600)
+    rest = enqueue(connection, 20)
+    q = enqueue(connection, delay_s=3600)[0]
+    held = child(connection, q, (rest[0], "done"), rule="any")
+    for _ in range(3):
+        finish_claimed(steps)
+        release_all(connection)
+    other.execute("begin")
+    other.execute("select pgsched.cancel(%s)", (q,))
+    connection.execute("set lock_timeout = '2s'")
+    assert connection.execute("select pgsched.prune('0 s', 5)").fetchone() == (5,)
+    while connection.execute("select pgsched.prune('0 s', 5)").fetchone() != (0,):
+        pass
+    assert set(places(connection)) >= {*parents, held}
+    assert not set(places(connection)) & set(rest)
+    other.execute("rollback")
+    assert connection.execute("select pgsched.prune('0 s', 5)").fetchone() == (1,)
+
+
+def test_an_input_that_was_pruned_is_never_taken_for_nothing(connection: Any, steps: Steps) -> None:
+    p, q = enqueue(connection, 2)
+    [d] = enqueue(connection, depends_on=[{"job": p, "inputs": [["x"]]}, {"job": q}])
+    claims = {row["job_id"]: row for row in steps.claim()}
+    steps.finish(claims[p], result=7)
+    steps.finish(claims[q], outcome="failed")
+    release_all(connection)
+    assert connection.execute("select pgsched.prune('0 s', 1)").fetchone() == (1,)
+    assert connection.execute("select * from pgsched.retry(%s)", (q,)).fetchall() == [(q, "failed")], "the other one stays ended"
+    finish_claimed(steps)
+    with pytest.raises(psycopg.DatabaseError, match="takes the result of a job that was pruned"):
+        connection.execute("select * from pgsched.retry(%s)", (d,))
+
+
+def test_what_could_not_come_back_with_its_cause_is_retried_by_itself(connection: Any, steps: Steps) -> None:
+    [p] = enqueue(connection)
+    [d] = enqueue(connection, depends_on=[{"job": p}], unique_key="k")
+    finish_claimed(steps, outcome="failed")
+    release_all(connection)
+    [holder] = enqueue(connection, unique_key="k")
+    assert connection.execute("select * from pgsched.retry(%s)", (p,)).fetchall() == [(p, "failed")]
+    with pytest.raises(psycopg.DatabaseError, match=f"the unique key of job {d} is held by job {holder}"):
+        connection.execute("select * from pgsched.retry(%s)", (d,))
+    finish_claimed(steps)
+    assert connection.execute("select * from pgsched.retry(%s)", (d,)).fetchall() == [(d, "skipped")]
+    release_all(connection)
+    assert places(connection)[d] == "ready"
+
+
+def test_a_job_that_has_run_is_not_judged_anew(connection: Any, steps: Steps) -> None:
+    [p] = enqueue(connection)
+    c = child(connection, (p, "failure"), max_attempts=3)
+    finish_claimed(steps, outcome="failed")
+    release_all(connection)
+    finish_claimed(steps, outcome="retry", first_s=3600)
+    connection.execute("select pgsched.retry(%s)", (p,))
+    finish_claimed(steps)
+    connection.execute("select pgsched.cancel(%s)", (c,))
+    connection.execute("select pgsched.retry(%s)", (c,))
+    release_all(connection)
+    assert places(connection)[c] == "ready"

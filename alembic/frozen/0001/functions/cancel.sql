@@ -24,7 +24,7 @@ declare
     states text[] := '{}';
     state text;
     id bigint;
-    further record;
+    further bigint[];
 begin
     perform require_read_committed();
     if job_ids is null or array_ndims(job_ids) > 1 or array_position(job_ids, null) is not null then
@@ -39,10 +39,10 @@ begin
                 states := states || state;
             end if;
         end loop;
-        for further in select s.job_id, s.was from spread_cancel(jobs) s loop
-            jobs := jobs || further.job_id;
-            states := states || further.was;
-        end loop;
+        -- (One that had ended by a cause has told those who wait for it already.)
+        further := spread_cancel(array(select u.id from unnest(jobs, states) u (id, state) where u.state not in ('cancelled', 'skipped')));
+        jobs := jobs || further;
+        states := states || array_fill('blocked'::text, array[cardinality(further)]);
         if dry_run is distinct from false then
             raise exception using errcode = 'PGDRY', message = 'dry run';
         end if;
@@ -133,13 +133,14 @@ end
 $$;
 comment on function cancel_one(bigint, text) is 'Cancels one job; what it was (internal).';
 
--- What the cancels of these jobs mean for those that wait for them, level by level: outcomes are written on the edges, at once
+-- What the cancels of these jobs mean for those that wait for them, and so on down: outcomes are written on the edges, at once
 -- also those of a job that still runs (it can only end as cancelled; an edge with done waits for its end); what can no longer run
--- ends. Answers the jobs that this has ended and what they were.
--- Each level is locked first and then decided over in a new statement, which sees what those who held the rows have committed.
+-- ends. Answers the jobs that this has ended.
+-- The plain case first, at once for the whole graph below: jobs that need all of their dependencies. Then level by level. What is
+-- looked at is locked first and then decided over in a new statement, which sees what those who held the rows have committed.
 -- An event is left for each job: whoever brings a dependent back meanwhile has it looked at again.
--- Locks: edges; rows of waiting, in the order of ids; waits for who holds one.
-create or replace function spread_cancel(jobs bigint[]) returns table (job_id bigint, was text)
+-- Locks: rows of waiting, in the order of ids; edges; waits for who holds one.
+create or replace function spread_cancel(jobs bigint[]) returns bigint[]
 language plpgsql
 set search_path from current
 set enable_seqscan = off
@@ -150,34 +151,87 @@ set enable_mergejoin = off
 set jit = off
 set plan_cache_mode = force_generic_plan
 as $$
-#variable_conflict use_column
 declare
-    level bigint[] := jobs;
+    all_ended bigint[];
+    level bigint[];
     dependents bigint[];
 begin
     -- (Those that have ended here have left their event; those that run leave one now.)
     insert into release_check (ended_id)
     select r.job_id from running r
     where r.job_id = any (jobs) and (select true from dependency d where d.depends_on_id = r.job_id limit 1);
-    while level <> '{}' loop
-        dependents := array(select distinct d.job_id from dependency d where d.depends_on_id = any (level) order by d.job_id);
+
+    perform from waiting w where w.job_id = any (array(select id from doomed(jobs) id order by id)) and w.reason = 'dependencies' order by w.job_id for update;
+    all_ended := array(select id from doomed(jobs) id);
+    if all_ended <> '{}' then
+        perform write_cancelled(jobs || all_ended);
+        with gone as (
+            delete from waiting w where w.job_id = any (all_ended) and w.reason = 'dependencies' returning w.job_id, w.queue, w.attempt
+        ), freed as (
+            delete from job_key k where k.job_id = any (array(select g.job_id from gone g))
+        ), caused as (
+            select g.*, (
+                select min(d.depends_on_id) from dependency d where d.job_id = g.job_id and d.outcome = 'cancelled' and d.condition <> 'done') as cause
+            from gone g
+        )
+        insert into finished (job_id, queue, state, reason, attempt, finished_at, cause_job_id)
+        select c.job_id, c.queue, 'cancelled', end_by_cause(c.cause, 'cancelled'), c.attempt, clock_timestamp(), c.cause from caused c
+        on conflict (job_id) do nothing;
+    end if;
+
+    level := jobs || all_ended;
+    loop
+        dependents := array(
+            select w.job_id from waiting w
+            where w.reason = 'dependencies'
+                and w.job_id = any (array(select distinct d.job_id from dependency d where d.depends_on_id = any (level) order by d.job_id))
+            for update);
+        perform write_cancelled(level);
         exit when dependents = '{}';
-        perform from waiting w where w.job_id = any (dependents) and w.reason = 'dependencies' order by w.job_id for update;
-        update dependency d
-        set outcome = coalesce((select f.state from finished f where f.job_id = d.depends_on_id), 'cancelled')
-        where d.depends_on_id = any (level) and d.outcome is null
-            and (d.condition <> 'done' or (select true from finished f where f.job_id = d.depends_on_id));
         level := (
             select c.ended_jobs
             from carry_out(array(
                 select x.job_id from decide(array(
                     select w.job_id from waiting w where w.job_id = any (dependents) and w.reason = 'dependencies')) x
                 where x.verdict in ('skipped', 'cancelled'))) c);
-        return query select u.id, 'blocked' from unnest(level) u (id);
+        exit when level = '{}';
+        all_ended := all_ended || level;
     end loop;
+    return all_ended;
 end
 $$;
 comment on function spread_cancel(bigint[]) is 'What cancels mean for those that wait for the jobs; answers what this has ended (internal).';
+
+-- What waits for these jobs, which were cancelled, and needs each of its dependencies; and so on down.
+create or replace function doomed(jobs bigint[]) returns setof bigint
+language sql stable
+set search_path from current
+as $$
+with recursive below (id) as (
+    select unnest(jobs)
+    union
+    select d.job_id
+    from below b
+        join dependency d on d.depends_on_id = b.id and d.condition <> 'done'
+        join waiting w on w.job_id = d.job_id and w.reason = 'dependencies'
+        join job j on j.id = d.job_id and j.rule = 'all'
+)
+select b.id from below b where b.id <> all (jobs)
+$$;
+comment on function doomed(bigint[]) is 'What waits for cancelled jobs and needs each of its dependencies, and so on down (internal).';
+
+-- Writes on the edges that lead to these jobs that they were cancelled; of one that still runs, on those that its end cannot meet.
+create or replace function write_cancelled(jobs bigint[]) returns void
+language sql
+set search_path from current
+as $$
+update dependency d
+set outcome = coalesce((select f.state from finished f where f.job_id = d.depends_on_id), 'cancelled')
+where d.depends_on_id = any (jobs) and d.outcome is null
+    and (d.condition <> 'done' or (select true from finished f where f.job_id = d.depends_on_id)
+        or (select true from running r where r.job_id = d.depends_on_id) is null)
+$$;
+comment on function write_cancelled(bigint[]) is 'Writes on the edges that lead to these jobs that they were cancelled (internal).';
 
 -- Which of the worker's claims were told to stop, and why. `timed_out`: [{"job_id", "claim_id"}, ...], claims whose handlers have
 -- used up their time and have not ended yet: they are shown as `cancelling` from now on.

@@ -16,6 +16,7 @@ as $$
 declare
     bad record;
     edges edge[];
+    places jsonb;
 begin
     select g.name, min(g.ordinality) as first, max(g.ordinality) as last into bad
     from unnest(given) with ordinality g where g.name is not null group by g.name having count(*) > 1 limit 1;
@@ -50,16 +51,17 @@ begin
     if found then
         perform refuse('PGS05', format('job %s (task %s): %s', bad.ordinality, shown(bad.task), bad.problem));
     end if;
+    -- (Looked up in an object: a join of such arrays may be planned as the product of both.)
+    places := (select coalesce(jsonb_object_agg(g.name, g.ordinality), '{}') from unnest(given) with ordinality g where g.name is not null);
     edges := array(
-        select (g.ordinality, n.ordinality, (e.edge -> 'job')::bigint, coalesce(e.edge ->> 'on', 'success'), e.edge -> 'inputs')::edge
+        select (g.ordinality, (places ->> (e.edge ->> 'name'))::integer, (e.edge -> 'job')::bigint, coalesce(e.edge ->> 'on', 'success'), e.edge -> 'inputs')::edge
         from unnest(given) with ordinality g
             cross join lateral jsonb_array_elements(g.depends_on) with ordinality e (edge, place)
-            left join (select x.name, x.ordinality from unnest(given) with ordinality x where x.name is not null) n on n.name = e.edge ->> 'name'
         order by g.ordinality, e.place);
     select g.ordinality, g.task, e.edge ->> 'name' as name into bad
     from unnest(given) with ordinality g
         cross join lateral jsonb_array_elements(g.depends_on) e (edge)
-    where e.edge ? 'name' and not exists (select from unnest(given) x where x.name = e.edge ->> 'name')
+    where e.edge ? 'name' and not places ? (e.edge ->> 'name')
     limit 1;
     if found then
         perform refuse('PGS05', format('job %s (task %s) depends on %s, and no job of this call has that name', bad.ordinality, shown(bad.task), shown(bad.name)));

@@ -55,10 +55,10 @@ begin
         answers := take_keys(given, ids);
     end if;
 
-    insert into job (id, task, queue, priority, args, secret, max_attempts, timeout, expires_at, tags, metadata, unique_key,
+    insert into job (id, task, queue, priority, args, secret, max_attempts, timeout, run_at, expires_at, tags, metadata, unique_key,
         workflow_id, name, rule, rule_n, created_at)
     select ids[g.ordinality], g.task, g.queue, coalesce(g.priority, 5), coalesce(g.args, '{}'), g.secret, coalesce(g.max_attempts, 1),
-        make_interval(secs => g.timeout_s), g.expires_at, g.tags, g.metadata, g.unique_key, the_workflow, g.name,
+        make_interval(secs => g.timeout_s), coalesce(g.run_at, case when g.delay_s > 0 then t + seconds(g.delay_s) end), g.expires_at, g.tags, g.metadata, g.unique_key, the_workflow, g.name,
         case when has_edges(g.depends_on) then coalesce(g.rule, 'all') end, case when has_edges(g.depends_on) then g.rule_n end, t
     from unnest(given) with ordinality g
     where ids[g.ordinality] = answers[g.ordinality];

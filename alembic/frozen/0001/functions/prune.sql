@@ -10,6 +10,7 @@ declare
     before timestamptz;
     candidates bigint[];
     pruned bigint[];
+    edges bigint[];
 begin
     perform require_read_committed();
     if older_than is null or older_than not between interval '0' and interval '1000 years' or n is null or n < 1 then
@@ -23,7 +24,7 @@ begin
     -- (The limit counts what could be locked: a held row at the front stops nobody.)
     candidates := array(
         select j.id from job j join finished f on f.job_id = j.id
-        where f.finished_at < before
+        where f.finished_at < before and not is_needed(f.job_id)
         order by j.id
         limit n
         for update of j skip locked);
@@ -39,14 +40,15 @@ begin
             and not exists (select from waiting w where w.job_id = f.job_id)
             and not exists (select from ready r where r.queue = f.queue and r.job_id = f.job_id)
             and not exists (select from running r where r.job_id = f.job_id)
-            and not exists (select from release_check e where e.ended_id = f.job_id)
-            and not exists (select from release_check e where e.look_at_id = f.job_id)
-            -- (What depends on it may not have noticed its end, or want its result.)
-            and not exists (
-                select from dependency d
-                where d.depends_on_id = f.job_id and (d.outcome is null or (select true from finished x where x.job_id = d.job_id) is null))
+            and not is_needed(f.job_id)
         order by f.job_id
         for update skip locked);
+    -- (Somebody who cancels or retries another job may hold an edge of one of them.)
+    edges := array(select d.job_id from dependency d where d.job_id = any (pruned) for update skip locked);
+    pruned := array(
+        select p.id
+        from unnest(pruned) p (id) left join (select e.id, count(*) as n from unnest(edges) e (id) group by e.id) e on e.id = p.id
+        where coalesce(e.n, 0) = (select count(*) from dependency d where d.job_id = p.id));
     delete from job where id = any (pruned);
     delete from attempt_log where job_id = any (pruned);
     delete from dependency where job_id = any (pruned);
@@ -80,3 +82,16 @@ begin
 end
 $$;
 comment on function prune(interval, integer) is 'Removes jobs that ended longer ago than older_than, in chunks of n; answers how many went.';
+
+-- Whether somebody has still to notice the end of this job, or to take its result.
+create or replace function is_needed(the_job bigint) returns boolean
+language sql stable
+set search_path from current
+as $$
+select exists (select from release_check e where e.ended_id = the_job)
+    or exists (select from release_check e where e.look_at_id = the_job)
+    or exists (
+        select from dependency d
+        where d.depends_on_id = the_job and (d.outcome is null or (select true from finished x where x.job_id = d.job_id) is null))
+$$;
+comment on function is_needed(bigint) is 'Whether somebody has still to notice the end of this job, or to take its result (internal).';

@@ -34,9 +34,12 @@ begin
                 coalesce((select s.state from jobs s where s.id = the_job), 'between two states')), 'Only what has ended can run again.');
         elsif f.state = 'succeeded' then
             perform refuse('PGS09', format('retry: job %s has succeeded', the_job), 'Enqueue a new job to do it again.');
-        elsif f.cause_job_id is not null then
+        elsif f.cause_job_id is not null and coalesce((select c.state from finished c where c.job_id = f.cause_job_id), 'gone') in ('failed', 'cancelled', 'skipped') then
             perform refuse('PGS09', format('retry: job %s was %s because of job %s', the_job, f.state, f.cause_job_id),
                 format('Retry job %s: this one then waits for its dependencies again.', f.cause_job_id));
+        end if;
+        if lacks_input(the_job) then
+            perform refuse('PGS09', format('retry: job %s takes the result of a job that was pruned', the_job), 'Enqueue a new job with that as an argument.');
         end if;
         if not take_key_again(the_job) then
             holder := (select k.job_id from job j join job_key k on k.task = j.task and k.unique_key = j.unique_key where j.id = the_job);
@@ -45,8 +48,9 @@ begin
         jobs := array[the_job];
         states := array[f.state];
         delete from finished x where x.job_id = the_job;
-        if f.claim_id is null and (select j.rule from job j where j.id = the_job) is not null then
-            perform wait_again(array[the_job]);
+        if f.claim_id is null and (select j.rule from job j where j.id = the_job) is not null and not exists (
+                select from attempt_log a where a.job_id = the_job and a.started_at is not null) then
+            perform wait_again(array[the_job], false);
         else
             insert into ready (queue, priority, job_id)
             select f.queue, coalesce((select j.priority from job j where j.id = the_job), 5), the_job;
@@ -63,11 +67,11 @@ begin
                     where x.cause_job_id is not null
                         and x.job_id = any (array(select distinct d.job_id from dependency d where d.depends_on_id = any (level) order by d.job_id))
                     for update);
-                reopened := array(select r.id from unnest(reopened) r (id) where r.id <> all (seen) and take_key_again(r.id));
+                reopened := array(select r.id from unnest(reopened) r (id) where r.id <> all (seen) and not lacks_input(r.id) and take_key_again(r.id));
                 jobs := jobs || reopened;
                 states := states || array(select x.state from unnest(reopened) with ordinality r (id, n) join finished x on x.job_id = r.id order by r.n);
                 delete from finished x where x.job_id = any (reopened);
-                perform wait_again(reopened);
+                perform wait_again(reopened, true);
                 next_level := next_level || reopened;
                 opened := array(
                     select w.job_id from waiting w
@@ -99,7 +103,7 @@ comment on function retry_one(bigint, boolean) is 'Lets a job run again; see ret
 
 -- Lets a job run again that has failed, was cancelled, or expired: its counters start anew, and what had ended because it could
 -- no longer run (finished.cause_job_id, whichever job that names) waits again, level by level. What somebody cancelled on
--- purpose stays cancelled, and so does a job whose unique key another one has taken since. An edge under which a job has really
+-- purpose stays cancelled; so stays a job whose unique key another one has taken since, or whose input was pruned. An edge under which a job has really
 -- run keeps its outcome; a job that never began waits for its rule again.
 -- Answers every job that this changes and what it was. `dry_run` gives the same answer and changes nothing (it locks the
 -- rows while it looks).
@@ -108,8 +112,8 @@ comment on function retry_one(bigint, boolean) is 'Lets a job run again; see ret
 -- releaser decide anew.
 -- Locks: rows of finished, waiting, job (key share) and edges; waits for who holds one. Retries that cross may deadlock (40P01):
 -- repeating is safe.
--- Errors: PGS05 no such job; PGS09 it has not ended, has succeeded, or ended because of another (the message names that), not
--- READ COMMITTED; PGS10 its unique key belongs to another job.
+-- Errors: PGS05 no such job; PGS09 it has not ended, has succeeded, ended because of another (the message names that), or its
+-- input was pruned, not READ COMMITTED; PGS10 its unique key belongs to another job.
 create or replace function retry(job_id bigint, dry_run boolean default false) returns table (job_id bigint, was text)
 language sql security definer
 set search_path from current
@@ -117,24 +121,36 @@ as $$ select * from retry_one(job_id, dry_run) $$;
 comment on function retry(bigint, boolean) is 'Lets a job run again, and what had ended because of it wait again; answers which it changed and what they were.';
 
 -- Jobs that never began wait for their dependencies again: they forget how those ended (but for those that are gone), and are
--- looked at.
-create or replace function wait_again(ids bigint[]) returns void
+-- looked at. `expires`: whether the time counts after which they are not to begin. (All their edges are updated, also those that
+-- say nothing: so nobody writes on one before this is committed.)
+create or replace function wait_again(ids bigint[], expires boolean) returns void
 language plpgsql
 set search_path from current
 as $$
 begin
-    insert into waiting (job_id, queue, reason)
-    select j.id, j.queue, 'dependencies' from job j where j.id = any (ids);
+    insert into waiting (job_id, queue, reason, run_at, expires_at)
+    select j.id, j.queue, 'dependencies', j.run_at, case when expires then j.expires_at end from job j where j.id = any (ids);
     -- (So that none of them is pruned between this look and the end of the transaction.)
     perform from job j
     where j.id = any (array(select distinct d.depends_on_id from dependency d where d.job_id = any (ids) order by d.depends_on_id)) for key share;
     update dependency d
-    set outcome = null
-    where d.job_id = any (ids) and d.outcome is not null and (select true from job j where j.id = d.depends_on_id);
+    set outcome = case when (select true from job j where j.id = d.depends_on_id) then null else d.outcome end
+    where d.job_id = any (ids);
     insert into release_check (look_at_id) select i from unnest(ids) i;
 end
 $$;
-comment on function wait_again(bigint[]) is 'Jobs that never began wait for their dependencies again (internal).';
+comment on function wait_again(bigint[], boolean) is 'Jobs that never began wait for their dependencies again (internal).';
+
+-- Whether a job takes the result of another one that is gone.
+create or replace function lacks_input(the_job bigint) returns boolean
+language sql stable
+set search_path from current
+as $$
+select exists (
+    select from dependency d
+    where d.job_id = the_job and d.inputs is not null and d.outcome is not null and (select true from job j where j.id = d.depends_on_id) is null)
+$$;
+comment on function lacks_input(bigint) is 'Whether a job takes the result of another one that is gone (internal).';
 
 -- Takes the unique key of a job that has ended, where it has one. False: another job holds it.
 create or replace function take_key_again(the_job bigint) returns boolean

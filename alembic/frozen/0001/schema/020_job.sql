@@ -9,6 +9,7 @@ create table job (
     secret text[],
     max_attempts integer not null default 1,
     timeout interval,
+    run_at timestamptz,
     expires_at timestamptz,
     tags text[],
     metadata jsonb,
@@ -47,6 +48,7 @@ comment on column job.args is 'The arguments: one object keyed by parameter name
 comment on column job.secret is 'Names of the arguments that views and commands show masked; null where there are none.';
 comment on column job.max_attempts is 'How many attempts may fail before the job ends as failed.';
 comment on column job.timeout is 'How long one attempt may take; null: as long as it needs.';
+comment on column job.run_at is 'As it was enqueued: not before this time. The time in force stands in the state table.';
 comment on column job.expires_at is 'As it was enqueued: a job not begun by then ends as skipped. The time in force stands in the state table.';
 comment on column job.tags is 'Words to find it by.';
 comment on column job.metadata is 'An object of the application''s own; pgsched never reads it.';

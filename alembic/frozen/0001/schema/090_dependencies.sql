@@ -43,6 +43,7 @@ create table release_check (
     id bigint generated always as identity (cache 1) primary key,
     ended_id bigint,
     look_at_id bigint,
+    above bigint not null default 0,
     constraint release_check_is_one_of_two check (num_nonnulls(ended_id, look_at_id) = 1)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 create index release_check_ended on release_check (ended_id) where ended_id is not null;
@@ -51,14 +52,12 @@ comment on table release_check is 'What release() has to look at: a log, in whic
 comment on sequence release_check_id_seq is 'The order of events. Cache 1.';
 comment on column release_check.id is 'The order of entry.';
 comment on column release_check.ended_id is 'This job has ended, or can no longer succeed: all that waits for it is looked at.';
+comment on column release_check.above is 'Of the jobs that wait for ended_id those with larger ids: the others have been looked at.';
 comment on column release_check.look_at_id is 'This job has got edges whose other ends may have ended unseen: it is looked at.';
 
--- Where release() goes on reading: sequences, so that no dead rows are made. (Set by setval; 1 stands for the beginning.)
+-- Where release() goes on reading: sequences, so that no dead rows are made. (Set by setval; 1 stands for the beginning. A
+-- sequence knows no rollback, so they say only in which order events are read, and nothing about what was done.)
 create sequence release_at as bigint cache 1;
 comment on sequence release_at is 'The event that release() looks at next.';
-create sequence release_within as bigint cache 1;
-comment on sequence release_within is 'The dependent of that event from which it goes on.';
-create sequence release_by as bigint cache 1;
-comment on sequence release_by is 'The transaction that has read that far: where it was rolled back, the event is read from its beginning.';
 create sequence release_until as bigint cache 1;
 comment on sequence release_until is 'The last event of this pass.';
