@@ -183,8 +183,8 @@ class App:
 
     def workflow(self, name: str) -> Workflow:
         """A workflow to be made: add jobs to it, then `enqueue` it. `name`: 1 to 200 characters; each run has a number, too."""
-        if not isinstance(name, str) or not 1 <= len(name) <= 200:
-            raise UsageError(f"workflow: its name is {name!r:.80}: a text of 1 to 200 characters")
+        if not isinstance(name, str) or not 1 <= len(name) <= 200 or "\0" in name:
+            raise UsageError(f"workflow: its name is {name!r:.80}: a text of 1 to 200 characters without NUL")
         return Workflow(self, name)
 
     def run_worker(self, **options: Any) -> int:

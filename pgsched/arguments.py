@@ -12,7 +12,7 @@ import inspect
 import json
 import operator
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Annotated, Any, NotRequired, Union, get_args, get_origin, get_type_hints
 
@@ -20,7 +20,7 @@ from pydantic import ConfigDict, PlainSerializer, SecretBytes, SecretStr, TypeAd
 from pydantic_core import PydanticSerializationError
 from typing_extensions import TypedDict
 
-from pgsched.edges import Path, find_results, without_results
+from pgsched.edges import Path, Result, find_results, without_results
 from pgsched.errors import ArgumentsError, TaskError
 
 _SECRETS: dict[Any, Any] = {
@@ -100,28 +100,33 @@ class Arguments:
         self._name_what_json_cannot_hold(values)
         return self._adapter.dump_json(values).decode()
 
-    def dump_with_results(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, dict[str, list[Path]]]:
-        """`dump` of arguments some of which take results of other jobs: where each job's goes, by its name.
+    def dump_with_results(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, list[tuple[Path, Result]]]:
+        """`dump` of arguments some of which take results of other jobs, and where each of those goes.
 
         A parameter that takes one, or has one within it, is validated when the job runs.
         """
         given = self._by_name(args, kwargs)
-        taking: dict[str, list[Path]] = {}
-        later = {}
-        for name, value in given.items():
-            for path, result in find_results(value, (name,)):
-                taking.setdefault(result.of, []).append(path)
-                later[name] = without_results(value)
+        taking = [found for name, value in given.items() for found in find_results(value, (name,))]
         if not taking:
-            return self.dump((), given), {}
-        now = {name: value for name, value in given.items() if name not in later}
-        text = self._leaving(tuple(later)).dump((), now)
+            return self.dump((), given), []
+        later = {str(path[0]): without_results(given[str(path[0])]) for path, _ in taking}
+        if unknown := later.keys() - self._parameters.keys():
+            known = ", ".join(self._parameters) or "none"
+            raise ArgumentsError(f'task "{self.task}": {", ".join(unknown)} is no parameter (they are: {known})')
+        text = self._leaving(tuple(later)).dump((), {n: v for n, v in given.items() if n not in later})
         try:
-            return json.dumps(json.loads(text) | later, allow_nan=False), taking
-        except (TypeError, ValueError) as error:
+            # (Read back: what JSON would make something else of, such as a key that is a number, is refused.)
+            plain = json.dumps(later, allow_nan=False, ensure_ascii=False)
+            plain.encode()
+            is_same = json.loads(plain) == later and not has_nul(later)
+        except (TypeError, ValueError, RecursionError):
+            is_same = False
+        if not is_same:
             raise ArgumentsError(
-                f'task "{self.task}": {", ".join(later)}: beside a result only what JSON can hold as it is ({error})'
-            ) from error
+                f'task "{self.task}": {", ".join(later)}: beside a result only what JSON can hold as it is: texts without NUL, '
+                "numbers, booleans, null, lists, and dicts with texts as keys"
+            )
+        return json.dumps(json.loads(text) | later), taking
 
     def _leaving(self, names: tuple[str, ...]) -> Arguments:
         """The same without these parameters."""
@@ -131,14 +136,21 @@ class Arguments:
             self._less[names] = less
         return less
 
-    def load(self, text: bytes) -> tuple[list[Any], dict[str, Any]]:
-        """Positional and named arguments for the function. Raises `ArgumentsError` when the stored ones do not fit."""
+    def load(self, text: bytes, taken: Collection[str] = ()) -> tuple[list[Any], dict[str, Any]]:
+        """Positional and named arguments for the function; `taken`: those that are results of other jobs.
+
+        Raises `ArgumentsError` when they do not fit.
+        """
         try:
             values = self._adapter.validate_json(text)
         except ValidationError as error:
-            raise ArgumentsError(
-                self._explain(error, {}) + " (as stored when the job was enqueued: has the code changed since?)"
-            ) from error
+            of_results = all(item["loc"] and item["loc"][0] in taken for item in error.errors(include_input=False))
+            whence = (
+                "as another job returned it"
+                if of_results
+                else "as stored when the job was enqueued: has the code changed since?"
+            )
+            raise ArgumentsError(f"{self._explain(error, {})} ({whence})") from error
         return [values.pop(name) for name in self._positional_only if name in values], values
 
     def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

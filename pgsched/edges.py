@@ -17,10 +17,11 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """That something waits for a job, which `on` names: by its id, or by its name within a workflow."""
+    """That something waits for a job, which `on` names: by its id, or by its name within the workflow `of`."""
 
     on: int | str
     condition: Condition = "success"
+    of: object = None
 
     @property
     def edge(self) -> Edge:
@@ -44,35 +45,52 @@ def edges_to(on: Iterable[HasEdge]) -> tuple[Edge, ...]:
         raise UsageError(f"a job cannot wait for {on!r}: give it jobs, nodes, or the failure or done of one") from None
 
 
-@dataclass(frozen=True, slots=True)
 class Result:
-    """In place of an argument: what the job of that name will have returned."""
+    """In place of an argument: what the job of this name in this workflow will have returned. It can be passed on, no more."""
 
-    of: str
+    __slots__ = ("name", "workflow")
+
+    def __init__(self, name: str, workflow: object) -> None:
+        self.name = name
+        self.workflow = workflow
+
+    def _refuse(self, *_: Any) -> Any:
+        raise UsageError(
+            f'the result of "{self.name}" is not there yet: it can be passed on as an argument, and no more'
+        )
+
+    __str__ = __format__ = __bool__ = __len__ = __iter__ = __getitem__ = __contains__ = __call__ = __int__ = (
+        __float__
+    ) = _refuse
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = (
+        __rmul__
+    ) = _refuse
+    __truediv__ = __rtruediv__ = __mod__ = __rmod__ = __and__ = __or__ = __neg__ = __hash__ = _refuse
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise UsageError(f'the result of "{self.of}" is not there yet: it can be passed on as an argument, and no more')
+        self._refuse()
+
+    def __repr__(self) -> str:
+        return f'<the result of "{self.name}">'
 
 
-def find_results(value: Any, at: Path) -> Iterator[tuple[Path, Result]]:
+def find_results(value: Any, at: Path, within: tuple[int, ...] = ()) -> Iterator[tuple[Path, Result]]:
     """Every place in an argument that takes a result."""
     if isinstance(value, Result):
         yield at, value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from find_results(inner, (*at, key))
-    elif isinstance(value, (list, tuple)):
-        for place, inner in enumerate(value):
-            yield from find_results(inner, (*at, place))
+    elif isinstance(value, (dict, list, tuple)) and id(value) not in within:
+        within = (*within, id(value))
+        for place, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from find_results(inner, (*at, place), within)
 
 
 def without_results(value: Any) -> Any:
     """The same argument as JSON can hold it: null in each place that takes a result."""
     if isinstance(value, Result):
         return None
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {key: without_results(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_results(inner) for inner in value]

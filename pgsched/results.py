@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import Future
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -94,6 +95,34 @@ class Results:
             raise _timed_out(job_id, timeout) from None
         finally:
             self._forget(job_id, wait)
+
+    def all_ended(self, job_ids: Sequence[int], timeout: timedelta | None) -> list[Ended]:
+        """`ended` for all of these."""
+        seconds = _seconds(timeout)
+        end = None if seconds is None else time.monotonic() + seconds
+        waits = [(job_id, self._add(job_id)) for job_id in job_ids]
+        try:
+            return [wait.result(None if end is None else max(0.0, end - time.monotonic())) for _, wait in waits]
+        except TimeoutError:
+            late = [job_id for job_id, wait in waits if not wait.done() or wait.cancelled()]
+            raise _timed_out((late or job_ids)[0], timeout) from None
+        finally:
+            for job_id, wait in waits:
+                self._forget(job_id, wait)
+
+    async def aall_ended(self, job_ids: Sequence[int], timeout: timedelta | None) -> list[Ended]:  # noqa: ASYNC109
+        """`all_ended` in an event loop."""
+        seconds = _seconds(timeout)
+        waits = [(job_id, self._add(job_id)) for job_id in job_ids]
+        try:
+            async with asyncio.timeout(seconds):
+                return list(await asyncio.gather(*(asyncio.wrap_future(wait) for _, wait in waits)))
+        except TimeoutError:
+            late = [job_id for job_id, wait in waits if not wait.done() or wait.cancelled()]
+            raise _timed_out((late or job_ids)[0], timeout) from None
+        finally:
+            for job_id, wait in waits:
+                self._forget(job_id, wait)
 
     def close(self) -> None:
         """Close the connection; whoever still waits gets a `UsageError`."""

@@ -210,12 +210,17 @@ class Enqueuer(Generic[P, R]):
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> BoundTask[R]:
         """A job to be, for `App.enqueue_many` (which has its own `connection`). Raises `ArgumentsError` at once."""
         edges = edges_to(self._options.depends_on or ())
+        if names := [edge.on for edge in edges if isinstance(edge.on, str)]:
+            raise UsageError(
+                f"{names[0]!r} is a job of a workflow that is not enqueued yet: add this one to the workflow"
+            )
         text = self._task.arguments.dump(args, kwargs)
         return self._bound(text, edges, {}, self._options.rule, self._options.at_least, None)
 
     def bind_in_workflow(
         self,
         name: str,
+        workflow: object,
         edges: tuple[Edge, ...],
         rule: Rule | None,
         at_least: int | None,
@@ -223,8 +228,23 @@ class Enqueuer(Generic[P, R]):
         kwargs: Any,
     ) -> BoundTask[R]:
         """`bind` for a job of a workflow, which may take results of others as arguments (for `Workflow.add`)."""
-        text, inputs = self._task.arguments.dump_with_results(args, kwargs)
-        edges = (*edges_to(self._options.depends_on or ()), *edges)
+        options = self._options
+        if options.connection is not None or not options.notify:
+            raise UsageError("connection and notify are for the whole workflow: give them to its enqueue()")
+        if (options.rule, options.at_least) != (None, None):
+            if (rule, at_least) != (None, None):
+                raise UsageError("a rule was given twice: by using() and by after()")
+            rule, at_least = options.rule, options.at_least
+        text, taking = self._task.arguments.dump_with_results(args, kwargs)
+        inputs: dict[str, list[Path]] = {}
+        for path, result in taking:
+            if result.workflow is not workflow:
+                raise UsageError(f'"{result.name}", whose result is taken, is a job of another workflow')
+            inputs.setdefault(result.name, []).append(path)
+        edges = (*edges_to(options.depends_on or ()), *edges)
+        for edge in edges:
+            if isinstance(edge.on, str) and edge.of is not workflow:
+                raise UsageError(f'"{edge.on}" is a job of another workflow: wait for its Job, once that is enqueued')
         return self._bound(text, edges, inputs, rule, at_least, name)
 
     def _bound(
@@ -238,6 +258,10 @@ class Enqueuer(Generic[P, R]):
     ) -> BoundTask[R]:
         task, options = self._task, self._options
         waits_for = as_json(edges, inputs)
+        if rule is not None and at_least is not None:
+            raise UsageError("give a rule or at_least, not both")
+        if (rule, at_least) != (None, None) and not waits_for:
+            raise UsageError("a rule was given, and nothing that the job waits for")
         fields = {
             "name": name,
             "depends_on": waits_for or None,
@@ -257,8 +281,7 @@ class Enqueuer(Generic[P, R]):
             "secret": task.arguments.secret or None,
         }
         head = _json({name: value for name, value in fields.items() if value is not None})
-        names = tuple(str(edge["name"]) for edge in waits_for if "name" in edge)
-        return BoundTask(f'{head[:-1]},"args":{args}}}', task.returned, names)
+        return BoundTask(f'{head[:-1]},"args":{args}}}', task.returned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,8 +290,6 @@ class BoundTask(Generic[R]):
 
     text: str = field(repr=False)  # (it has secrets in the clear)
     returned: Returned = field(repr=False)
-    waits_for: tuple[str, ...] = ()
-    """The names of the jobs of the same workflow that it waits for."""
 
 
 class TaskDecorator:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
+from pgsched.answers import Ended
 from pgsched.edges import Edge, HasEdge, Result, Rule, edges_to
 from pgsched.errors import JobUnsuccessful, UsageError, WorkflowFailed
 from pgsched.job import Job
-from pgsched.run import AsyncConnection, Connection, arun, run
+from pgsched.run import AsyncConnection, Connection, arun, refuse_in_loop, run
 from pgsched.task import BoundTask, Enqueuer, Task
 
 if TYPE_CHECKING:
@@ -29,27 +29,28 @@ class Node(Generic[R_co]):
 
     name: str
     """Its name within the workflow."""
+    _workflow: Workflow = field(repr=False)
     _bound: BoundTask[Any] = field(repr=False)
 
     @property
     def result(self) -> R_co:
         """What it will have returned: to be passed to `add` as an argument (also within a list or a dict), no more."""
-        return cast("R_co", Result(self.name))
+        return cast("R_co", Result(self.name, self._workflow))
 
     @property
     def edge(self) -> Edge:
         """For `after`: when it has succeeded, as the node itself."""
-        return Edge(self.name)
+        return Edge(self.name, of=self._workflow)
 
     @property
     def failure(self) -> Edge:
         """For `after`: when it has failed for good."""
-        return Edge(self.name, "failure")
+        return Edge(self.name, "failure", self._workflow)
 
     @property
     def done(self) -> Edge:
         """For `after`: when it has ended, however."""
-        return Edge(self.name, "done")
+        return Edge(self.name, "done", self._workflow)
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,16 @@ class Adder:
 
     _workflow: Workflow
     _edges: tuple[Edge, ...] = ()
-    _rule: Rule = "all"
+    _rule: Rule | None = None
     _at_least: int | None = None
     _name: str | None = None
 
-    def after(self, *on: HasEdge, rule: Rule = "all", at_least: int | None = None) -> Adder:
-        """As `Workflow.after`, besides what was said already."""
+    def after(self, *on: HasEdge, rule: Rule | None = None, at_least: int | None = None) -> Adder:
+        """As `Workflow.after`, besides what was said already; one rule for all."""
+        if (rule, at_least) == (None, None):
+            rule, at_least = self._rule, self._at_least
+        elif (self._rule, self._at_least) != (None, None):
+            raise UsageError("a rule was given twice: one rule decides over all that a job waits for")
         return Adder(self._workflow, (*self._edges, *edges_to(on)), rule, at_least, self._name)
 
     def named(self, name: str) -> Adder:
@@ -91,13 +96,13 @@ class Workflow:
         """
         return self._add(Adder(self), task, args, kwargs)
 
-    def after(self, *on: HasEdge, rule: Rule = "all", at_least: int | None = None) -> Adder:
+    def after(self, *on: HasEdge, rule: Rule | None = None, at_least: int | None = None) -> Adder:
         """For jobs that wait for others: `etl.after(load).add(validate)`, `etl.after(load.failure).add(page_someone)`.
 
         on        nodes of this workflow or jobs that are there already (each is waited for until it has succeeded), or the
                   `failure` or `done` of one
-        rule      how they decide together: "all" of them; "any" one; "none_failed": all have ended, none of them as failed
-                  or cancelled
+        rule      how they decide together: "all" of them (the default); "any" one; "none_failed": all have ended, none of them
+                  as failed or cancelled
         at_least  instead of a rule: so many of them
         """
         return Adder(self).after(*on, rule=rule, at_least=at_least)
@@ -124,15 +129,14 @@ class Workflow:
         return self._run(await self.app.client.arun(call))
 
     def _add(self, how: Adder, task: Task[P, Any, R] | Enqueuer[P, R], args: Any, kwargs: Any) -> Node[R]:
+        if not isinstance(task, (Task, Enqueuer)):
+            raise UsageError(f"a workflow is made of tasks, and {task!r} is none: decorate its function with @app.task")
         enqueuer = task if isinstance(task, Enqueuer) else task.using()
         name = how._name if how._name is not None else self._fresh(enqueuer.task.name)
         if name in self._nodes:
             raise UsageError(f'workflow "{self.name}" has a job "{name}" already: give this one another name')
-        bound = enqueuer.bind_in_workflow(name, how._edges, how._rule, how._at_least, args, kwargs)
-        for other in bound.waits_for:
-            if isinstance(other, str) and other not in self._nodes:
-                raise UsageError(f'job "{name}" waits for "{other}", which is no job of workflow "{self.name}"')
-        self._nodes[name] = node = Node[R](name, bound)
+        bound = enqueuer.bind_in_workflow(name, self, how._edges, how._rule, how._at_least, args, kwargs)
+        self._nodes[name] = node = Node[R](name, self, bound)
         return node
 
     def _fresh(self, task: str) -> str:
@@ -154,7 +158,7 @@ class Workflow:
             name: Job(job_id, client, node._bound.returned)
             for (name, node), job_id in zip(self._nodes.items(), answer["job_ids"], strict=True)
         }
-        return WorkflowRun(answer["workflow_id"], self.name, jobs, self.app)
+        return WorkflowRun(answer["workflow_id"], self.name, jobs, self)
 
 
 @dataclass(frozen=True)
@@ -166,10 +170,12 @@ class WorkflowRun:
     name: str
     jobs: Mapping[str, Job[Any]] = field(repr=False)
     """Its jobs by their names."""
-    _app: App = field(repr=False, compare=False)
+    _workflow: Workflow = field(repr=False, compare=False)
 
     def __getitem__(self, node: Node[R]) -> Job[R]:
-        """The job of a node."""
+        """The job of a node. Raises `UsageError` for one that this run does not have."""
+        if node._workflow is not self._workflow or node.name not in self.jobs:
+            raise UsageError(f'workflow {self.id} "{self.name}" was not enqueued with this job "{node.name}"')
         return self.jobs[node.name]
 
     def result(self, timeout: timedelta | None = None) -> dict[str, Any]:
@@ -177,42 +183,36 @@ class WorkflowRun:
 
         Raises `WorkflowFailed` where one has failed or was cancelled (a skipped one is no failure); `TimeoutError`.
         """
-        from pgsched.lease import now
-
-        end = None if timeout is None else now() + timeout.total_seconds()
-        found: dict[str, Any] = {}
-        bad: dict[str, JobUnsuccessful] = {}
-        for name, job in self.jobs.items():
-            try:
-                found[name] = job.result(None if end is None else timedelta(seconds=max(0.0, end - now())))
-            except JobUnsuccessful as error:
-                bad[name] = error
-        return self._outcome(found, bad)
+        refuse_in_loop("result", "aresult")
+        ended = self._workflow.app.client.results.all_ended([job.id for job in self.jobs.values()], timeout)
+        return self._outcome(ended)
 
     async def aresult(self, timeout: timedelta | None = None) -> dict[str, Any]:  # noqa: ASYNC109 (as its twin)
         """`result` in an event loop."""
-        found: dict[str, Any] = {}
-        bad: dict[str, JobUnsuccessful] = {}
-        async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
-            for name, job in self.jobs.items():
-                try:
-                    found[name] = await job.aresult()
-                except JobUnsuccessful as error:
-                    bad[name] = error
-        return self._outcome(found, bad)
+        ended = await self._workflow.app.client.results.aall_ended([job.id for job in self.jobs.values()], timeout)
+        return self._outcome(ended)
 
     def cancel(self, reason: str | None = None, *, dry_run: bool = False) -> dict[int, str]:
         """Cancel all its jobs that have not ended; as `Job.cancel`."""
-        return self._app.client.run(
-            self._app.client.calls.cancel_workflow(self.id, reason, dry_run), "cancel", "acancel"
+        return self._workflow.app.client.run(
+            self._workflow.app.client.calls.cancel_workflow(self.id, reason, dry_run), "cancel", "acancel"
         )
 
     async def acancel(self, reason: str | None = None, *, dry_run: bool = False) -> dict[int, str]:
         """`cancel` in an event loop."""
-        return await self._app.client.arun(self._app.client.calls.cancel_workflow(self.id, reason, dry_run))
+        return await self._workflow.app.client.arun(
+            self._workflow.app.client.calls.cancel_workflow(self.id, reason, dry_run)
+        )
 
-    def _outcome(self, found: dict[str, Any], bad: dict[str, JobUnsuccessful]) -> dict[str, Any]:
-        failed = {name: error for name, error in bad.items() if error.state != "skipped"}
+    def _outcome(self, ended: list[Ended]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        failed: dict[str, JobUnsuccessful] = {}
+        for (name, job), one in zip(self.jobs.items(), ended, strict=True):
+            try:
+                found[name] = job.outcome(one)
+            except JobUnsuccessful as error:
+                if error.state != "skipped":
+                    failed[name] = error
         if failed:
             raise WorkflowFailed(self.id, self.name, failed)
         return found

@@ -498,8 +498,8 @@ GUARDS = [
     Guard(
         "the releaser waits for nobody (R28)",
         "sql/functions/release.sql",
-        "c order by c)) and w.reason = 'dependencies'\n        for update skip locked);",
-        "c order by c)) and w.reason = 'dependencies'\n        for update);",
+        "any (candidates) and w.reason = 'dependencies'\n        for update skip locked);",
+        "any (candidates) and w.reason = 'dependencies'\n        for update);",
         "tests/races/test_release.py::test_a_users_open_transaction_holds_up_its_own_job_alone",
     ),
     Guard(

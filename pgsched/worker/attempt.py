@@ -107,7 +107,9 @@ class Attempt:
 
     def _arguments(self) -> tuple[list[Any], dict[str, Any]]:
         args, inputs = self.work.args, self.work.inputs
-        return self.task.arguments.load(with_results(args, inputs) if inputs else args)
+        if not inputs:
+            return self.task.arguments.load(args)
+        return self.task.arguments.load(with_results(args, inputs), {str(path[0]) for path, _ in inputs})
 
     def cancel_statement(self) -> None:
         """The handler is to end: a statement that its thread waits for ends with an error. Called in another thread."""

@@ -31,7 +31,7 @@ begin
         select g.ordinality, g.name, g.task, case
             when jsonb_typeof(e.edge) <> 'object' or e.edge - array['job', 'name', 'on', 'inputs'] <> '{}' or e.edge ? 'job' = e.edge ? 'name'
                 then format('an edge is %s: it is {"job": id} or {"name": "..."}, with "on" and "inputs" if you like', shown(e.edge::text))
-            when e.edge ? 'job' and not jsonb_path_exists(e.edge, '$.job ? (@.type() == "number" && @.floor() == @ && @ >= 1 && @ <= 9223372036854775807)')
+            when e.edge ? 'job' and not jsonb_path_exists(e.edge, 'strict $.job ? (@.type() == "number" && @.floor() == @ && @ >= 1 && @ <= 9223372036854775807)')
                 then format('an edge leads to job %s: a job''s id is a whole number', shown(e.edge ->> 'job'))
             when e.edge ? 'name' and jsonb_typeof(e.edge -> 'name') <> 'string'
                 then format('an edge leads to %s: a name is a text', shown(e.edge ->> 'name'))
@@ -40,7 +40,7 @@ begin
             when coalesce(jsonb_typeof(e.edge -> 'inputs'), 'array') <> 'array' or exists (
                     select from jsonb_array_elements(case jsonb_typeof(e.edge -> 'inputs') when 'array' then e.edge -> 'inputs' end) p (path)
                     where jsonb_typeof(p.path) <> 'array' or jsonb_array_length(case jsonb_typeof(p.path) when 'array' then p.path else '[]' end) = 0
-                        or jsonb_path_exists(p.path, '$[*] ? (@.type() != "string" && @.type() != "number")'))
+                        or jsonb_path_exists(p.path, 'strict $[*] ? (@.type() != "string" && @.type() != "number")'))
                 then format('inputs is %s: it is an array of paths into the arguments, such as [["rows"], ["parts", 0]]', shown((e.edge -> 'inputs')::text))
             end as problem
         from unnest(given) with ordinality g
@@ -90,6 +90,8 @@ declare
     this integer;
     e integer;
     circle text;
+    before integer[];
+    been boolean[] := array_fill(null::boolean, array[n]);
     seen integer[];
 begin
     if not exists (select from unnest(edges) x where x.on_place >= x.place) then
@@ -128,13 +130,22 @@ begin
         return places;
     end if;
     -- Each that is left depends on another that is left: going on from one to the next comes back somewhere.
-    this := array_position(places, 0);
-    seen := '{}';
-    while array_position(seen, this) is null loop
-        seen := seen || this;
-        this := (select min(x.on_place) from unnest(edges) x where x.place = this and places[x.on_place] = 0);
+    before := array_fill(0, array[n]);
+    for e in 1..cardinality(froms) loop
+        if places[froms[e]] = 0 then
+            before[tos[e]] := froms[e];
+        end if;
     end loop;
-    seen := seen[array_position(seen, this):] || this;
+    this := array_position(places, 0);
+    while been[this] is null loop
+        been[this] := true;
+        this := before[this];
+    end loop;
+    seen := array[this];
+    while before[seen[cardinality(seen)]] <> this loop
+        seen := seen || before[seen[cardinality(seen)]];
+    end loop;
+    seen := seen || this;
     select string_agg(coalesce((given[x.i]).name, format('job %s', x.i)), ' -> ' order by x.n desc) into circle
     from unnest(seen) with ordinality x (i, n);
     perform refuse('PGS05', format('these jobs wait for each other: %s', left(circle, 2000)), 'Each arrow leads to a job that waits for the one before it. Take one of the edges away.');
@@ -167,16 +178,25 @@ begin
                 where coalesce(e.on_id, answers[e.on_place]) = missing limit 1), missing),
             'It was pruned, or never was.');
     end if;
-    select e.place, coalesce(e.on_id, answers[e.on_place]) as on_id, count(*) > 1 as is_doubled into bad
+    select e.place, coalesce(e.on_id, answers[e.on_place]) as on_id, min(e.on_place) as on_place, count(*) > 1 as is_doubled into bad
     from unnest(edges) e
     where ids[e.place] = answers[e.place]
     group by 1, 2
     having count(*) > 1 or coalesce(e.on_id, answers[e.on_place]) >= ids[e.place]
     limit 1;
     if found then
-        perform refuse('PGS05', format('job %s (task %s) depends %s on job %s', bad.place, shown((given[bad.place]).task),
-                case when bad.is_doubled then 'twice' else 'by its unique key' end, bad.on_id),
-            case when bad.is_doubled then 'Give one edge, with all its inputs.' else 'Two jobs of this call have that key, and the other one comes later: give the edge to it.' end);
+        if bad.is_doubled then
+            perform refuse('PGS05', format('job %s (task %s) depends twice on %s', bad.place, shown((given[bad.place]).task),
+                coalesce(shown((given[bad.on_place]).name), format('job %s', bad.on_id))), 'Give one edge, with all its inputs.');
+        elsif bad.on_place is null then
+            perform refuse('PGS05', format('job %s (task %s) depends on job %s, which is newer than itself', bad.place, shown((given[bad.place]).task), bad.on_id),
+                'A job depends on older ones.');
+        elsif bad.on_id = any (ids) then
+            perform refuse('PGS05', format('job %s (task %s) depends on %s, for which a later job of this call stands, as they share a unique key',
+                bad.place, shown((given[bad.place]).task), shown((given[bad.on_place]).name)), 'Give the edge to the first job of this call with that key.');
+        end if;
+        perform refuse('PGS10', format('job %s (task %s) depends on %s, whose unique key job %s has taken at this moment',
+            bad.place, shown((given[bad.place]).task), shown((given[bad.on_place]).name), bad.on_id), 'Try again.');
     end if;
     insert into dependency (job_id, depends_on_id, condition, inputs)
     select ids[e.place], coalesce(e.on_id, answers[e.on_place]), e.condition, nullif(e.inputs, '[]')

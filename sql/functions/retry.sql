@@ -65,7 +65,7 @@ begin
                 reopened := array(
                     select x.job_id from finished x
                     where x.cause_job_id is not null
-                        and x.job_id = any (array(select distinct d.job_id from dependency d where d.depends_on_id = any (level) order by d.job_id))
+                        and x.job_id = any (array(select d.job_id from dependency d where d.depends_on_id = any (level)))
                     for update);
                 reopened := array(select r.id from unnest(reopened) r (id) where r.id <> all (seen) and not lacks_input(r.id) and take_key_again(r.id));
                 jobs := jobs || reopened;
@@ -76,7 +76,7 @@ begin
                 opened := array(
                     select w.job_id from waiting w
                     where w.reason = 'dependencies' and w.job_id <> all (seen)
-                        and w.job_id = any (array(select distinct d.job_id from dependency d where d.depends_on_id = any (level) order by d.job_id))
+                        and w.job_id = any (array(select d.job_id from dependency d where d.depends_on_id = any (level)))
                     for update);
                 with undone as (
                     update dependency d
@@ -132,7 +132,7 @@ begin
     select j.id, j.queue, 'dependencies', j.run_at, case when expires then j.expires_at end from job j where j.id = any (ids);
     -- (So that none of them is pruned between this look and the end of the transaction.)
     perform from job j
-    where j.id = any (array(select distinct d.depends_on_id from dependency d where d.job_id = any (ids) order by d.depends_on_id)) for key share;
+    where j.id = any (array(select d.depends_on_id from dependency d where d.job_id = any (ids))) for key share;
     update dependency d
     set outcome = case when (select true from job j where j.id = d.depends_on_id) then null else d.outcome end
     where d.job_id = any (ids);

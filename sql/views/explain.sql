@@ -52,7 +52,7 @@ begin
             from (
                 select e.job_id as id from dependency e
                 where e.depends_on_id = the_job and (select true from waiting x where x.job_id = e.job_id and x.reason = 'dependencies')
-                order by e.job_id
+                order by e.depends_on_id, e.job_id
                 limit most
             ) w);
     end if;

@@ -162,8 +162,31 @@ def test_what_cannot_be_is_refused_by_name(app: pgsched.App, connection: Any) ->
         first.result.upper()
     with pytest.raises(pgsched.UsageError, match='"passes" already'):
         etl.named("passes").add(flows.passes)
-    with pytest.raises(pgsched.UsageError, match='waits for "passes", which is no job of workflow "other"'):
+    other.named("passes").add(flows.passes, 2)
+    with pytest.raises(pgsched.UsageError, match='"passes", whose result is taken, is a job of another workflow'):
         other.add(flows.passes, first.result)
+    with pytest.raises(pgsched.UsageError, match='"passes" is a job of another workflow'):
+        other.after(first).add(flows.passes)
+    with pytest.raises(pgsched.UsageError, match="is a job of a workflow that is not enqueued yet"):
+        flows.passes.using(depends_on=[first]).enqueue()
+    for use in (str, bool, len, list, lambda r: r[0], lambda r: r == [1], lambda r: f"{r}", lambda r: r + 1):
+        with pytest.raises(pgsched.UsageError, match="it can be passed on as an argument, and no more"):
+            use(first.result)
+    with pytest.raises(pgsched.UsageError, match="is none: decorate its function"):
+        etl.add(lambda: 1)  # type: ignore[arg-type]
+    with pytest.raises(pgsched.ArgumentsError, match="bogus is no parameter"):
+        etl.add(flows.transform, [1], bogus=first.result)  # type: ignore[call-arg]
+    for beside in ("a\0b", "\ud800", {1: 2}, {1, 2}, float("nan")):
+        with pytest.raises(pgsched.ArgumentsError, match="beside a result only what JSON can hold"):
+            etl.add(flows.passes, [first.result, beside])
+    with pytest.raises(pgsched.UsageError, match="connection and notify are for the whole workflow"):
+        etl.add(flows.passes.using(notify=False))
+    with pytest.raises(pgsched.UsageError, match="a rule was given twice"):
+        etl.after(first, rule="any").after(first.done, rule="all")
+    with pytest.raises(pgsched.UsageError, match="a rule or at_least, not both"):
+        etl.after(first, rule="any", at_least=1).add(flows.passes)
+    with pytest.raises(pgsched.UsageError, match="nothing that the job waits for"):
+        flows.passes.using(rule="any").enqueue()
     with pytest.raises(pgsched.UsageError, match="a job cannot wait for"):
         etl.after("passes")  # type: ignore[arg-type]
     with pytest.raises(pgsched.UsageError, match="a job that failed has none"):
@@ -172,10 +195,8 @@ def test_what_cannot_be_is_refused_by_name(app: pgsched.App, connection: Any) ->
         etl.after(first.failure, first.done).add(flows.passes)
     with pytest.raises(pgsched.ArgumentsError, match="factor is 'two'"):
         etl.add(flows.transform, first.result, factor="two")  # type: ignore[arg-type]
-    with pytest.raises(pgsched.ArgumentsError, match="beside a result only what JSON can hold"):
-        etl.add(flows.passes, [first.result, {1, 2}])
     with pytest.raises(pgsched.UsageError, match="has no jobs"):
-        other.enqueue()
+        app.workflow("empty").enqueue()
     with pytest.raises(pgsched.UsageError, match="1 to 200 characters"):
         app.workflow("")
     with pytest.raises(pgsched.InvalidJob, match="rule_n is 3: it must lie between 1 and the number of its edges, 1"):
@@ -188,3 +209,27 @@ def test_what_cannot_be_is_refused_by_name(app: pgsched.App, connection: Any) ->
     job = flows.passes.enqueue()
     with pytest.raises(pgsched.InvalidCall, match="has not ended: it is ready"):
         job.retry()
+
+
+def test_options_of_using_hold_in_a_workflow_and_rules_for_all_that_was_said(app: pgsched.App, dsn: str, connection: Any) -> None:
+    etl = app.workflow("etl")
+    bad, good = etl.add(flows.fails), etl.add(flows.passes, 1)
+    etl.named("by using").add(flows.passes.using(depends_on=[bad, good], rule="any", priority=3), 2)
+    etl.after(bad, rule="any").after(good).named("by after").add(flows.passes, 3)
+    etl.named("taking").add(flows.passes.using(depends_on=[bad.done], at_least=2), good.result)
+    run = etl.enqueue()
+    work_until(app, dsn, ENDED)
+    assert {name for name, state in states(connection).items() if state == "succeeded"} == {"passes", "by using", "by after", "taking"}
+    assert run.jobs["taking"].result() == 1
+    late = etl.named("late").add(flows.passes)
+    with pytest.raises(pgsched.UsageError, match='was not enqueued with this job "late"'):
+        run[late]
+
+
+def test_a_result_that_does_not_fit_is_not_blamed_on_the_code(app: pgsched.App, dsn: str, connection: Any) -> None:
+    etl = app.workflow("etl")
+    etl.add(flows.takes_text, etl.add(flows.passes, 5).result)
+    etl.enqueue()
+    work_until(app, dsn, ENDED)
+    reason = "select reason from pgsched.jobs where state = 'failed'"
+    assert connection.execute(reason).fetchone()[0].endswith("(as another job returned it)")

@@ -3,7 +3,7 @@
 -- commit of this call on. What waits for them and can no longer run ends now, too, and so on down (see spread_cancel).
 -- Answers for every job that this changes what it was; nothing for one that has ended or is being cancelled already.
 -- `dry_run` gives the same answer and changes nothing (it locks the rows while it looks).
--- Locks: rows of running, ready and waiting, job by job, the newest first; waits for who holds one. Cancels that cross may
+-- Locks: rows of waiting and ready, then of running, each in the order of ids; waits for who holds one. Cancels that cross may
 -- deadlock (40P01): repeating is safe. A job in flight between tables is looked for again until it is found.
 -- Errors: PGS05 no such job (nothing is changed then), PGS09 not READ COMMITTED.
 create or replace function cancel_many(job_ids bigint[], reason text default null, dry_run boolean default false)
@@ -31,8 +31,9 @@ begin
         perform refuse('PGS09', 'cancel: it takes an array of jobs'' ids, none of them null', 'Name the jobs to cancel.');
     end if;
     begin
-        -- (The newest first: what waits for another job of the call is cancelled before that other's end could let it run.)
-        for id in select distinct i from unnest(job_ids) i order by i desc loop
+        -- What waits or is ready, at once; then what runs, has ended, or is on its way.
+        select coalesce(array_agg(c.job_id), '{}'), coalesce(array_agg(c.was), '{}') into jobs, states from cancel_waiting(job_ids, left(reason, 500)) c;
+        for id in select i from unnest(job_ids) i except select unnest(jobs) order by 1 loop
             state := cancel_one(id, left(reason, 500));
             if state is not null then
                 jobs := jobs || id;
@@ -76,6 +77,39 @@ begin
 end
 $$;
 comment on function cancel_workflow(bigint, text, boolean) is 'Cancels all jobs of a workflow that have not ended; answers which it changed and what they were.';
+
+-- Cancels those of these jobs that wait or are ready; what they were (internal). (All in one statement: so none of them is let
+-- run by the end of another.)
+create or replace function cancel_waiting(job_ids bigint[], reason text) returns table (job_id bigint, was text)
+language sql
+set search_path from current
+as $$
+with waited as (
+    delete from waiting w
+    where w.ctid = any (array(select x.ctid from waiting x where x.job_id = any (job_ids) for update))
+    returning w.job_id, w.queue, waiting_state(w.reason) as was, w.attempt
+), ready_ones as (
+    delete from ready r
+    where r.ctid = any (array(
+        select x.ctid
+        from unnest(job_ids) i (id)
+            cross join lateral (
+                select x.ctid from ready x where x.queue = (select j.queue from job j where j.id = i.id) and x.job_id = i.id for update
+            ) x))
+    returning r.job_id, r.queue, 'ready' as was, r.attempt
+), gone as (
+    select * from waited union all select * from ready_ones
+), freed as (
+    delete from job_key k where k.job_id = any (array(select g.job_id from gone g))
+), ended as (
+    insert into finished (job_id, queue, state, reason, attempt, finished_at)
+    select g.job_id, g.queue, 'cancelled', coalesce('cancelled: ' || cancel_waiting.reason, 'cancelled'), g.attempt, clock_timestamp()
+    from gone g
+    on conflict (job_id) do nothing
+)
+select g.job_id, g.was from gone g
+$$;
+comment on function cancel_waiting(bigint[], text) is 'Cancels those of these jobs that wait or are ready; what they were (internal).';
 
 -- Cancels one job; what it was, null where nothing was to be done (internal).
 create or replace function cancel_one(the_job bigint, reason text) returns text
@@ -161,7 +195,8 @@ begin
     select r.job_id from running r
     where r.job_id = any (jobs) and (select true from dependency d where d.depends_on_id = r.job_id limit 1);
 
-    perform from waiting w where w.job_id = any (array(select id from doomed(jobs) id order by id)) and w.reason = 'dependencies' order by w.job_id for update;
+    -- (The index is read in the order of ids, whatever the order of the array.)
+    perform from waiting w where w.job_id = any (array(select id from doomed(jobs) id)) and w.reason = 'dependencies' for update;
     all_ended := array(select id from doomed(jobs) id);
     if all_ended <> '{}' then
         perform write_cancelled(jobs || all_ended);
@@ -184,7 +219,7 @@ begin
         dependents := array(
             select w.job_id from waiting w
             where w.reason = 'dependencies'
-                and w.job_id = any (array(select distinct d.job_id from dependency d where d.depends_on_id = any (level) order by d.job_id))
+                and w.job_id = any (array(select d.job_id from dependency d where d.depends_on_id = any (level)))
             for update);
         perform write_cancelled(level);
         exit when dependents = '{}';
@@ -210,13 +245,17 @@ as $$
 with recursive below (id) as (
     select unnest(jobs)
     union
-    select d.job_id
+    select x.job_id
     from below b
-        join dependency d on d.depends_on_id = b.id and d.condition <> 'done'
-        join waiting w on w.job_id = d.job_id and w.reason = 'dependencies'
-        join job j on j.id = d.job_id and j.rule = 'all'
+        cross join lateral (
+            select d.job_id from dependency d
+            where d.depends_on_id = b.id and d.condition <> 'done'
+                and (select w.reason from waiting w where w.job_id = d.job_id) = 'dependencies'
+                and (select j.rule from job j where j.id = d.job_id) = 'all'
+            offset 0
+        ) x
 )
-select b.id from below b where b.id <> all (jobs)
+select b.id from below b except select unnest(jobs)
 $$;
 comment on function doomed(bigint[]) is 'What waits for cancelled jobs and needs each of its dependencies, and so on down (internal).';
 

@@ -106,7 +106,7 @@ begin
     candidates := pair_jobs || array_remove(looks, null);
     locked := array(
         select w.job_id from waiting w
-        where w.job_id = any (array(select distinct c from unnest(candidates) c order by c)) and w.reason = 'dependencies'
+        where w.job_id = any (candidates) and w.reason = 'dependencies'
         for update skip locked);
     -- Whom or whose edge somebody holds, is looked at again.
     insert into release_check (look_at_id)
@@ -299,16 +299,19 @@ begin
         return null;
     end if;
     children := array(
-        select d.job_id
-        from unnest(parents) p (id)
-            cross join lateral (
-                select d.job_id, d.depends_on_id from dependency d where d.depends_on_id = p.id and d.outcome is null order by d.job_id limit most
-            ) d
-        where (select true from dependency o where o.job_id = d.job_id and o.outcome is null and o.depends_on_id <> all (parents) limit 1) is null);
+        select c.id
+        from (
+            select distinct d.job_id as id
+            from unnest(parents) p (id)
+                cross join lateral (
+                    select d.job_id from dependency d where d.depends_on_id = p.id and d.outcome is null order by d.job_id limit most
+                ) d
+        ) c
+        where (select true from dependency o where o.job_id = c.id and o.outcome is null and o.depends_on_id <> all (parents) limit 1) is null);
     if children <> '{}' then
         children := array(
             select w.job_id from waiting w
-            where w.job_id = any (array(select distinct c from unnest(children) c order by c)) and w.reason = 'dependencies'
+            where w.job_id = any (children) and w.reason = 'dependencies'
             for update skip locked);
         perform write_outcomes(array_agg(d.job_id), array_agg(d.depends_on_id))
         from unnest(children) c (id) cross join lateral (
