@@ -97,18 +97,18 @@ class Job(Generic[R_co]):
         made again; `ConnectError` where the database does not answer at first.
         """
         refuse_in_loop("result", "aresult")
-        return self.outcome(self._client.results.ended(self.id, timeout))
+        return self.value_of(self._client.results.ended(self.id, timeout))
 
     async def aresult(self, timeout: timedelta | None = None) -> R_co:  # noqa: ASYNC109 (as its twin)
         """`result` in an event loop."""
-        return self.outcome(await self._client.results.aended(self.id, timeout))
+        return self.value_of(await self._client.results.aended(self.id, timeout))
 
     def _info(self, row: dict[str, object] | None) -> JobInfo:
         if row is None:
             raise self._missing()
         return job_info(row)
 
-    def outcome(self, ended: Ended) -> R_co:
+    def value_of(self, ended: Ended) -> R_co:
         """What `result` answers, where it is known how the job ended."""
         if ended.state is None:
             raise self._missing()

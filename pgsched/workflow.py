@@ -209,7 +209,7 @@ class WorkflowRun:
         failed: dict[str, JobUnsuccessful] = {}
         for (name, job), one in zip(self.jobs.items(), ended, strict=True):
             try:
-                found[name] = job.outcome(one)
+                found[name] = job.value_of(one)
             except JobUnsuccessful as error:
                 if error.state != "skipped":
                     failed[name] = error

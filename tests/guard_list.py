@@ -505,8 +505,8 @@ GUARDS = [
     Guard(
         "whoever was held is looked at again (R28)",
         "sql/functions/release.sql",
-        "w.reason = 'dependencies' and w.job_id <> all (locked);",
-        "w.reason = 'dependencies' and false;",
+        "w.reason = 'dependencies' and w.job_id <> all (locked)",
+        "false",
         "tests/races/test_release.py::test_a_users_open_transaction_holds_up_its_own_job_alone",
     ),
     Guard(
@@ -519,8 +519,8 @@ GUARDS = [
     Guard(
         "a job that is brought back forgets how its dependencies had ended (R47)",
         "sql/functions/retry.sql",
-        "where d.job_id = any (ids) and d.outcome is not null and",
-        "where false and",
+        "case when (select true from job j where j.id = d.depends_on_id) then null else d.outcome end",
+        "d.outcome",
         "tests/races/test_release.py::test_a_cancelled_job_is_retried_by_what_its_dependencies_are_now",
     ),
     Guard(
@@ -564,5 +564,54 @@ GUARDS = [
         "    if tail = n then\n        return places;",
         "    if true then\n        return places;",
         "tests/behaviour/test_incident.py::test_a_dag_with_a_b_c_a_is_detected_and_named",
+    ),
+    Guard(
+        "a release is a transaction of its own",
+        "sql/functions/release.sql",
+        "if pg_current_xact_id_if_assigned() is not null then",
+        "if false then",
+        "tests/races/test_release.py::test_a_release_is_a_transaction_of_its_own",
+    ),
+    Guard(
+        "all edges of a job that is brought back are held",
+        "sql/functions/retry.sql",
+        "    where d.job_id = any (ids);\n    insert into release_check",
+        "    where d.job_id = any (ids) and d.outcome is not null;\n    insert into release_check",
+        "tests/races/test_release.py::test_an_open_retry_holds_the_edges_of_what_it_brings_back",
+    ),
+    Guard(
+        "what is brought back keeps its time",
+        "sql/functions/retry.sql",
+        "select j.id, j.queue, 'dependencies', j.run_at,",
+        "select j.id, j.queue, 'dependencies', null::timestamptz,",
+        "tests/races/test_release.py::test_what_is_brought_back_keeps_its_time_and_its_expiry",
+    ),
+    Guard(
+        "prune goes past what is needed",
+        "sql/functions/prune.sql",
+        "where f.finished_at < before and not is_needed(f.job_id)\n        order by j.id",
+        "where f.finished_at < before\n        order by j.id",
+        "tests/races/test_release.py::test_prune_goes_past_what_is_needed_and_past_what_is_held",
+    ),
+    Guard(
+        "an input that was pruned is not taken for nothing",
+        "sql/functions/retry.sql",
+        "if lacks_input(the_job) then",
+        "if false then",
+        "tests/races/test_release.py::test_an_input_that_was_pruned_is_never_taken_for_nothing",
+    ),
+    Guard(
+        "a job that has run is not judged anew",
+        "sql/functions/retry.sql",
+        "a.started_at is not null) then",
+        "false) then",
+        "tests/races/test_release.py::test_a_job_that_has_run_is_not_judged_anew",
+    ),
+    Guard(
+        "a node of another workflow is refused",
+        "pgsched/task.py",
+        "if result.workflow is not workflow:",
+        "if False:",
+        "tests/behaviour/test_workflows.py::test_what_cannot_be_is_refused_by_name",
     ),
 ]

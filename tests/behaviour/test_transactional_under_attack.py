@@ -128,15 +128,17 @@ def test_a_statement_left_open_ends_the_attempt_and_gives_its_place_to_the_next(
     assert other == ("succeeded", None) and effects(connection) == [7]
 
 
-def test_a_job_that_times_out_before_its_turn_does_not_go_on_when_it_comes(app: Any, dsn: str, connection: Any) -> None:
-    until = "exists (select from pgsched.running where stop_reason = 'timeout') or exists (select from pgsched.finished)"
+def test_a_job_that_is_cancelled_before_its_turn_does_not_go_on_when_it_comes(app: Any, dsn: str, connection: Any) -> None:
+    until = "exists (select from pgsched.finished)"
     with working(app, dsn, job_sessions=1) as worker:
         first = executing.runs.enqueue(f"do $$ begin while not ({until}) loop perform pg_sleep(0.05); end loop; end $$")
         worker.wait_until("exists (select from pg_stat_activity where state = 'active' and query like 'do $$ begin while%')")
-        late = executing.runs.using(timeout=timedelta(milliseconds=300)).enqueue("select pg_sleep(60)")
+        late = executing.runs.enqueue("select pg_sleep(60)")
+        worker.wait_until(f"exists (select from pgsched.running where job_id = {late.id})")
+        assert late.cancel() == {late.id: "running"}
         worker.wait_until(ended(first.id, late.id))
-    assert rows(connection, "state") == [("succeeded",), ("failed",)]
-    assert attempts(connection) == [("failed", "TimeoutError")]
+    assert rows(connection, "state") == [("succeeded",), ("cancelled",)]
+    assert attempts(connection) == [("cancelled", None)]
 
 
 def test_a_timeout_between_two_statements_ends_the_second(app: Any, dsn: str, connection: Any) -> None:

@@ -28,9 +28,15 @@ SIGNATURES = {
     "enqueue": {
         "task": "text", "args": "jsonb", "queue": "text", "priority": "integer", "run_at": "timestamptz",
         "delay": "interval", "expires_at": "timestamptz", "max_attempts": "integer", "timeout": "interval",
-        "tags": "text[]", "metadata": "jsonb", "unique_key": "text", "secret": "text[]", "notify": "boolean",
+        "tags": "text[]", "metadata": "jsonb", "unique_key": "text", "secret": "text[]", "notify": "boolean", "depends_on": "bigint[]",
     },
     "enqueue_many": {"jobs": "jsonb", "notify": "boolean"},
+    "enqueue_workflow": {"workflow": "jsonb", "notify": "boolean"},
+    "cancel_workflow": {"workflow_id": "bigint", "reason": "text", "dry_run": "boolean"},
+    "retry": {"job_id": "bigint", "dry_run": "boolean"},
+    "explain": {"job_id": "bigint"},
+    "workflow_jobs": {"workflow_id": "bigint"},
+    "release": {"n": "integer"},
     "results": {"job_ids": "bigint[]"},
     "report_progress": {"worker_id": "bigint", "progress": "jsonb"},
     "list_jobs": {"state": "text", "queue": "text", "task": "text", "before_id": "bigint", "limit": "integer"},
@@ -133,6 +139,7 @@ INFO: dict[str, Any] = {
     "protocol": 1, "name": "w", "host": "h", "pid": 1, "app": "a", "queues": ["mail"], "tasks": ["send"],
     "concurrency": 10, "version": "1", "rescue_after_s": 60,
 }  # fmt: skip
+STEP = {"task": "send", "queue": "mail", "name": "a", "depends_on": [{"job": 1, "on": "done"}]}
 LANES = [{"queue": "mail", "priority": 5}, {"queue": "late", "priority": 5}]
 
 
@@ -171,6 +178,9 @@ def make_bed(connection: psycopg.Connection[Any]) -> Bed:
     odd = [job | {"unique_key": "held", "delay_s": 1e6}, job | {"queue": "late", "expires_at": "2001-01-01"}]
     odd += [job | {"delay_s": 1e6, "expires_at": "9998-01-01"}, job | {"task": "elsewhere"}, job | {"tags": ["a"]}]
     run("select pgsched.enqueue_many(%s)", [job] * 9 + odd)
+    run("select pgsched.enqueue_many(%s)", [job | {"depends_on": [{"job": 12}, {"job": 1, "on": "done"}], "rule": "any"}])
+    steps = [job | {"name": "a", "queue": "late"}, job | {"name": "b", "depends_on": [{"name": "a", "inputs": [["x"]]}]}]
+    run("select pgsched.enqueue_workflow(%s)", {"name": "w", "jobs": steps})
     dead, _, dead_claims = worker_with_claims(3)
     run("select pg_advisory_unlock_shared(%s)", dead)
     worker, token, claims = worker_with_claims(5)
@@ -254,6 +264,11 @@ def jobs() -> st.SearchStrategy[Any]:
     job = {"task": "send", "queue": st.sampled_from(["mail", "é"]), "args": {"to": 1}, "priority": st.integers(0, 9)}
     job |= {"run_at": times, "delay_s": None, "expires_at": None, "max_attempts": 3, "timeout_s": 1.5, "tags": ["a"]}
     job |= {"metadata": {"b": 1}, "unique_key": st.sampled_from([None, None, "held", "new"]), "secret": ["to"]}
+    on = st.sampled_from(["success", "failure", "done"])
+    paths = st.lists(st.sampled_from([["to"], ["to", 0], []]) | anything, max_size=2)
+    edge = mostly({"job": st.integers(1, 20), "on": on, "inputs": paths}) | mostly({"name": st.sampled_from("abc"), "on": on})
+    job |= {"name": st.sampled_from([None, None, "a", "b", "c"]), "depends_on": st.none() | st.lists(edge, max_size=3)}
+    job |= {"rule": st.sampled_from([None, None, "all", "any", "at_least", "none_failed"]), "rule_n": st.sampled_from([None, None, 1, 2])}
     return st.lists(mostly(job), max_size=4) | anything
 
 
@@ -298,9 +313,15 @@ def good(bed: Bed, function: str) -> dict[str, st.SearchStrategy[Any]]:
             "run_at": one_of(None, "2222-01-01"), "delay": one_of(None), "expires_at": one_of(None, "9998-12-31"),
             "max_attempts": one_of("1", "2147483647"), "timeout": one_of(None, "1 h"), "tags": one_of(None, ["a"]),
             "metadata": one_of(None, "{}"), "unique_key": one_of(None, "held", "new"), "secret": one_of(None, ["a"]),
-            "notify": st.booleans(),
+            "notify": st.booleans(), "depends_on": one_of(None, "{1,12}", "{99}", "{}"),
         },
         "enqueue_many": {"jobs": jobs().map(json.dumps), "notify": st.booleans()},
+        "enqueue_workflow": {"workflow": mostly({"name": "w", "jobs": jobs() | one_of([STEP])}).map(json.dumps), "notify": st.booleans()},
+        "cancel_workflow": {"workflow_id": one_of("1", "2"), "reason": one_of(None, "no more"), "dry_run": st.booleans()},
+        "retry": {"job_id": one_of("1", "4", "5", "15", "16"), "dry_run": st.booleans()},
+        "explain": {"job_id": st.integers(1, 18).map(str)},
+        "workflow_jobs": {"workflow_id": one_of("1", "2")},
+        "release": {"n": one_of("1", "1000")},
         "results": {"job_ids": one_of("{}", "{1,2,3,3,99}", "{NULL,1}")},
         "report_progress": {"progress": reports(bed).map(json.dumps)},
         "list_jobs": {
