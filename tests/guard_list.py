@@ -498,14 +498,14 @@ GUARDS = [
     Guard(
         "the releaser waits for nobody (R28)",
         "sql/functions/release.sql",
-        "any (candidates) and w.reason = 'dependencies'\n        for update skip locked);",
-        "any (candidates) and w.reason = 'dependencies'\n        for update);",
+        "any (candidates) and w.reason || '' = 'dependencies'\n        for update skip locked);",
+        "any (candidates) and w.reason || '' = 'dependencies'\n        for update);",
         "tests/races/test_release.py::test_a_users_open_transaction_holds_up_its_own_job_alone",
     ),
     Guard(
         "whoever was held is looked at again (R28)",
         "sql/functions/release.sql",
-        "w.reason = 'dependencies' and w.job_id <> all (locked)",
+        "w.reason || '' = 'dependencies' and w.job_id <> all (locked)",
         "false",
         "tests/races/test_release.py::test_a_users_open_transaction_holds_up_its_own_job_alone",
     ),

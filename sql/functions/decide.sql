@@ -29,7 +29,8 @@ select j.id,
     end,
     case j.rule when 'none_failed' then coalesce(e.bad_cancelled, e.bad_one) else coalesce(e.dead_cancelled, e.dead_one) end
 from unnest(jobs) u (id)
-    join job j on j.id = u.id
+    -- ("offset 0": the planner cannot turn the join round and walk all of job.)
+    cross join lateral (select x.id, x.rule, x.rule_n from job x where x.id = u.id offset 0) j
     cross join lateral (
         select
             count(*) filter (where d.outcome is null) as undecided,

@@ -106,16 +106,18 @@ begin
     candidates := pair_jobs || array_remove(looks, null);
     locked := array(
         select w.job_id from waiting w
-        where w.job_id = any (candidates) and w.reason = 'dependencies'
+        where w.job_id = any (candidates) and w.reason || '' = 'dependencies'
         for update skip locked);
     -- Whom or whose edge somebody holds, is looked at again.
     insert into release_check (look_at_id)
     select distinct w.job_id from waiting w
-    where w.job_id = any (candidates) and w.reason = 'dependencies' and w.job_id <> all (locked)
+    where w.job_id = any (candidates) and w.reason || '' = 'dependencies' and w.job_id <> all (locked)
     union
     select u.job_id
     from unnest(pair_jobs, pair_ended) u (job_id, ended_id)
-        join dependency d on d.job_id = u.job_id and d.depends_on_id = u.ended_id and d.outcome is null
+        cross join lateral (
+            select from dependency d where d.job_id = u.job_id and d.depends_on_id = u.ended_id and d.outcome is null offset 0
+        ) d
     where u.ended_id = any (held);
 
     select * into moved from carry_out(locked);
@@ -169,7 +171,7 @@ begin
     end if;
     over := array(
         select e.event from unnest(events, looks) e (event, job_id)
-        where e.job_id is not null and (select true from waiting w where w.job_id = e.job_id and w.reason = 'dependencies') is null);
+        where e.job_id is not null and (select true from waiting w where w.job_id = e.job_id and w.reason || '' = 'dependencies') is null);
     select array_agg(u.job_id), array_agg(u.depends_on_id) into jobs, depends_on
     from (
         select d.job_id, d.depends_on_id
@@ -213,6 +215,7 @@ end
 $$;
 comment on function settled_looks(bigint[], bigint[]) is 'Which events of the kind "look at this job" are settled (internal).';
 
+-- (Here and elsewhere: "reason || ''" serves no index, so that jobs are looked up by their numbers whatever the statistics say.)
 -- Decides over these jobs, whose rows in waiting the caller holds, and carries it out. Answers how many became ready (or
 -- scheduled), and which ended.
 create or replace function carry_out(jobs bigint[], out became_ready integer, out ended integer, out ended_jobs bigint[])
@@ -230,11 +233,11 @@ begin
     from decide(jobs) d where d.verdict <> 'open';
     update waiting w
     set reason = 'scheduled'
-    where w.run_at > t and w.reason = 'dependencies' and w.job_id = any (array(select u.id from unnest(ids, verdicts) u (id, verdict) where u.verdict = 'met'));
+    where w.run_at > t and w.reason || '' = 'dependencies' and w.job_id = any (array(select u.id from unnest(ids, verdicts) u (id, verdict) where u.verdict = 'met'));
     get diagnostics became_ready = row_count;
     with gone as (
         delete from waiting w
-        where w.reason = 'dependencies' and w.job_id = any (array(select u.id from unnest(ids, verdicts) u (id, verdict) where u.verdict = 'met'))
+        where w.reason || '' = 'dependencies' and w.job_id = any (array(select u.id from unnest(ids, verdicts) u (id, verdict) where u.verdict = 'met'))
         returning w.job_id, w.queue, w.expires_at, w.attempt, w.lost_attempts
     ), moved as (
         insert into ready (queue, priority, job_id, expires_at, attempt, lost_attempts)
@@ -246,7 +249,7 @@ begin
     select became_ready + count(*), array_agg(distinct queue) into became_ready, woken from moved;
     with gone as (
         delete from waiting w
-        where w.reason = 'dependencies' and w.job_id = any (array(select u.id from unnest(ids, verdicts) u (id, verdict) where u.verdict <> 'met'))
+        where w.reason || '' = 'dependencies' and w.job_id = any (array(select u.id from unnest(ids, verdicts) u (id, verdict) where u.verdict <> 'met'))
         returning w.job_id, w.queue, w.attempt
     ), freed as (
         delete from job_key where job_id = any (array(select g.job_id from gone g))
@@ -311,11 +314,13 @@ begin
     if children <> '{}' then
         children := array(
             select w.job_id from waiting w
-            where w.job_id = any (children) and w.reason = 'dependencies'
+            where w.job_id = any (children) and w.reason || '' = 'dependencies'
             for update skip locked);
         perform write_outcomes(array_agg(d.job_id), array_agg(d.depends_on_id))
         from unnest(children) c (id) cross join lateral (
-            select d.job_id, d.depends_on_id from dependency d where d.job_id = c.id and d.outcome is null and d.depends_on_id = any (parents)) d;
+            select d.job_id, d.depends_on_id from dependency d
+            where d.job_id = c.id and d.outcome is null and d.depends_on_id = any (parents)
+            offset 0) d;
         perform carry_out(array(select v.job_id from decide(children) v where v.verdict = 'met'));
     end if;
     insert into release_check (ended_id)
@@ -323,7 +328,7 @@ begin
     where (
         select true from dependency d
         where d.depends_on_id = p.id and (
-            d.outcome is null or (select true from waiting w where w.job_id = d.job_id and w.reason = 'dependencies'))
+            d.outcome is null or (select true from waiting w where w.job_id = d.job_id and w.reason || '' = 'dependencies'))
         limit 1);
     if found then
         perform set_config('pgsched.events', 'yes', true);

@@ -263,9 +263,11 @@ def found(connection: psycopg.Connection[Any], job_id: int, options: Options) ->
 
     when = "w.run_at" if "run_at" in options else "justify_hours(w.run_at - j.created_at)"
     job = "task, queue, priority, args, secret, max_attempts, timeout, expires_at, tags, metadata, unique_key"
+    same = "select count(*) from pgsched.job j join pgsched.waiting w on w.job_id = j.id where j.id = %(id)s and w.run_at is distinct from j.run_at"
+    assert row(same) == (0,)
     return {
         "job": row(f"select {job} from pgsched.job where id = %(id)s"),
-        "others": row(f"select jsonb_strip_nulls(to_jsonb(j) - '{{id, created_at, {job}}}'::text[]) from pgsched.job j where id = %(id)s")[0],
+        "others": row(f"select jsonb_strip_nulls(to_jsonb(j) - '{{id, created_at, run_at, {job}}}'::text[]) from pgsched.job j where id = %(id)s")[0],
         "ready": row("select queue, priority, expires_at, attempt, lost_attempts from pgsched.ready where job_id = %(id)s"),
         "waiting": row(
             f"select w.queue, reason, {when}, w.expires_at, attempt, lost_attempts from pgsched.waiting w "

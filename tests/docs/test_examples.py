@@ -39,6 +39,19 @@ def test_the_readmes_program_enqueues_and_its_jobs_run(dsn: str, connection: Any
     assert rows == [("succeeded", 102)]
 
 
+def test_the_program_of_the_page_on_workflows_runs(dsn: str, connection: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "etl.py").write_text(block("docs/workflows.md", "python"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path)]))
+    with ChildWorker(["worker", "etl:app"], dsn, quiet=True) as worker:
+        environment = os.environ | {"PGSCHED_DSN": dsn}
+        ran = subprocess.run([sys.executable, str(tmp_path / "etl.py")], env=environment, capture_output=True, text=True, check=True, timeout=60)
+        assert ran.stdout == "27\n"
+        wait_until(dsn, ENDED)
+        assert worker.stop() == 0
+    ends = connection.execute("select j.name, f.state from pgsched.job j join pgsched.finished f on f.job_id = j.id").fetchall()
+    assert dict(ends)["page_someone"] == "skipped" and dict(ends)["tidy_up"] == "succeeded"
+
+
 def test_the_readmes_sql_runs(connection: Any) -> None:
     connection.execute(block("README.md", "sql", 0))
     statements = re.sub(r"--.*", "", block("README.md", "sql", 1)).split(";")

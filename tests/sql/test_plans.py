@@ -27,7 +27,7 @@ RUNNING = 5_000
 HISTORIES = ["statistics of empty tables", "plans of small tables", "plans of one page", "statistics of full tables"]
 MODES: list[LiteralString] = ["force_custom_plan", "force_generic_plan", "auto"]
 BUDGET = 1_000  # rows that one scan may visit: no call below asks for more than 200 jobs
-TABLES = {"waiting", "ready", "running", "finished", "job", "job_key", "attempt_log", "waiter", "progress"}
+TABLES = {"waiting", "ready", "running", "finished", "job", "job_key", "attempt_log", "waiter", "progress", "dependency", "release_check"}
 STATES = ["scheduled", "retrying", "blocked", "parked", "held", "ready", "running", "cancelling"]
 STATES += ["succeeded", "failed", "cancelled", "skipped"]
 
@@ -40,11 +40,11 @@ FILL = """
 create temp table plan on commit drop as
     select i, case when i %% 1000 = 0 then 'rare' when i %% 10 = 1 then 'other' else 'mail' end as queue
     from generate_series(1, %(rows)s) i;
-insert into job (id, task, queue, priority, unique_key)
-    select i, 'send', queue, case when i <= %(rows)s / 2 then 8 else 5 end, null from plan
-    union all select i + %(rows)s, 'send', queue, 5, 'key ' || i from plan
-    union all select i + 2 * %(rows)s, 'send', queue, 5, null from plan
-    union all select i + 3 * %(rows)s, 'send', queue, 5, null from plan where i <= %(running)s;
+insert into job (id, task, queue, priority, unique_key, rule)
+    select i, 'send', queue, case when i <= %(rows)s / 2 then 8 else 5 end, null, null from plan
+    union all select i + %(rows)s, 'send', queue, 5, 'key ' || i, case when i > 100 and i %% 6 = 4 then 'all' end from plan
+    union all select i + 2 * %(rows)s, 'send', queue, 5, null, null from plan
+    union all select i + 3 * %(rows)s, 'send', queue, 5, null, null from plan where i <= %(running)s;
 insert into ready (queue, priority, job_id, expires_at)
     select queue, case when i <= %(rows)s / 2 then 8 else 5 end, i,
         case when i %% 7 = 0 then now() + interval '1 year' end
@@ -66,6 +66,22 @@ insert into running (job_id, claim_id, attempt, worker_id, session_no, queue, cl
     select i + 3 * %(rows)s, (2::bigint << 44) + i, 1, case when i %% 5 = 0 then %(worker)s else 1 + i %% 97 end,
         i / 5 %% 3, queue, now(), now()
     from plan where i <= %(running)s;
+-- Each of those that wait depends on a ready one; some, on finished and running ones, have events. Some were skipped.
+insert into dependency (job_id, depends_on_id) select i + %(rows)s, i from plan where i > 100 and i %% 6 = 4;
+insert into job (id, task, queue, rule)
+    select 4 * %(rows)s + 1000 + i, 'send', queue, 'all' from plan where i <= least(%(rows)s / 3, 6000);
+insert into waiting (job_id, queue, reason)
+    select 4 * %(rows)s + 1000 + i, queue, 'dependencies' from plan where i <= least(%(rows)s / 3, 6000) and i %% 3 > 0;
+insert into dependency (job_id, depends_on_id, outcome)
+    select 4 * %(rows)s + 1000 + i, i + case when i %% 3 = 2 and i <= %(running)s then 3 else 2 end * %(rows)s,
+        case when i %% 3 = 0 then 'failed' end
+    from plan where i <= least(%(rows)s / 3, 6000);
+insert into finished (job_id, queue, state, attempt, finished_at, cause_job_id)
+    select 4 * %(rows)s + 1000 + i, queue, 'skipped', 0, now(), 2 * %(rows)s + i from plan
+    where i <= least(%(rows)s / 3, 6000) and i %% 3 = 0;
+insert into release_check (ended_id, look_at_id)
+    select case when i %% 3 = 1 then 2 * %(rows)s + i end, case when i %% 3 = 2 then 4 * %(rows)s + 1000 + i end
+    from plan where i <= least(%(rows)s / 3, 6000) and i %% 3 > 0;
 insert into waiter (job_id) select i from plan where i <= %(running)s
     union all select i + 3 * %(rows)s from plan where i <= %(running)s;
 insert into progress (claim_id, job_id, fraction) select claim_id, job_id, 0.1 from running;
@@ -77,7 +93,7 @@ insert into ready (queue, priority, job_id, expires_at)
     select 'odd', 5, 4 * %(rows)s + i, case when i <= 20 then now() - interval '1 minute' end
     from generate_series(1, 60) i;
 insert into ready (queue, priority, job_id) select 'odd', 5, job_id from running order by job_id limit 20;
-select setval('job_id_seq', 5 * %(rows)s), setval('claim_number', %(running)s + 1);
+select setval('job_id_seq', 5 * %(rows)s + 10000), setval('release_at', 1), setval('release_until', 1), setval('claim_number', %(running)s + 1);
 """
 
 # (Ordered by the primary key: what these subqueries read is not the functions' doing.)
@@ -94,6 +110,7 @@ class Scenario:
     call: str
     scans: dict[str, set[str]]
     held: str = ""  # what another session has locked meanwhile
+    alone: bool = False  # it must be the first call of its transaction
 
 
 SCENARIOS = {
@@ -136,7 +153,33 @@ SCENARIOS = {
             union all (select job_id from pgsched.ready where queue = 'mail' order by job_id limit 10)
             union all (select job_id from pgsched.waiting order by job_id limit 10)
             union all (select job_id from pgsched.finished order by job_id limit 10)) j))""",
-        {"cancel_one": {"running", "ready", "waiting", "finished", "job", "job_key"}},
+        {"cancel_many": {"waiting", "ready", "job", "job_key"}, "cancel_one": {"running", "ready", "waiting", "finished", "job"}},
+    ),
+    "cancel_many with dependents": Scenario(
+        """select * from pgsched.cancel_many(coalesce((select array_agg(d.depends_on_id) from (
+            select depends_on_id from pgsched.dependency where outcome is null
+                and depends_on_id <= (select max(job_id) from pgsched.ready where queue in ('mail', 'other'))
+            order by depends_on_id limit 50) d), '{{}}'))""",
+        {"spread_cancel": {"dependency", "waiting", "job", "running"}, "tell_dependents": {"dependency"}},
+    ),
+    "release": Scenario(
+        "select pgsched.release(100)",
+        {
+            "release": {"release_check", "dependency", "finished", "waiting"},
+            "settled_looks": {"waiting", "dependency", "finished", "running"},
+            "carry_out": {"waiting", "job", "dependency"},
+        },
+        alone=True,
+    ),
+    "retry": Scenario(
+        """select pgsched.retry(c.id) from (
+            select f.job_id as id from pgsched.finished f where f.state = 'failed' and exists (
+                select from pgsched.finished c where c.cause_job_id = f.job_id) order by f.job_id limit 1) c""",
+        {"retry_one": {"finished", "waiting", "dependency"}, "wait_again": {"job", "dependency"}},
+    ),
+    "explain": Scenario(
+        "select length(pgsched.explain(j.id)) from (select id from pgsched.job where rule is not null order by id limit 20) j",
+        {"explain": {"waiting", "dependency", "job"}},
     ),
     "reconcile": Scenario(
         """select pgsched.reconcile({worker}, '{{1}}', (select array_agg(claim_id) from pgsched.running
@@ -167,7 +210,7 @@ SCENARIOS = {
         "select pgsched.known_queues()", {"known_queues": {"waiting", "ready", "finished", "running"}}
     ),
     "list_jobs": Scenario(
-        "select count(*) from pgsched.list_jobs()", {"list_jobs": TABLES - {"job_key", "attempt_log", "waiter"}}
+        "select count(*) from pgsched.list_jobs()", {"list_jobs": TABLES - {"job_key", "attempt_log", "waiter", "dependency", "release_check"}}
     ),
     "list_jobs by state": Scenario(
         f"select s, (select count(*) from pgsched.list_jobs(state => s)) from unnest(array{STATES}) s",
@@ -258,7 +301,8 @@ def many_rows(server: Server, template: str, history: str) -> Iterator[Watched]:
                 with session.connection.transaction(force_rollback=True):
                     fill(session.connection, 250, 250, session.worker)
                     for scenario in SCENARIOS.values():
-                        session.call(scenario)
+                        if not scenario.alone:
+                            session.call(scenario)
             if history == "plans of one page":
                 # (As of a young queue after its first ANALYZE: a scan of the page costs less than any index.)
                 with session.connection.transaction():

@@ -196,12 +196,12 @@ begin
     where r.job_id = any (jobs) and (select true from dependency d where d.depends_on_id = r.job_id limit 1);
 
     -- (The index is read in the order of ids, whatever the order of the array.)
-    perform from waiting w where w.job_id = any (array(select id from doomed(jobs) id)) and w.reason = 'dependencies' for update;
+    perform from waiting w where w.job_id = any (array(select id from doomed(jobs) id)) and w.reason || '' = 'dependencies' for update;
     all_ended := array(select id from doomed(jobs) id);
     if all_ended <> '{}' then
         perform write_cancelled(jobs || all_ended);
         with gone as (
-            delete from waiting w where w.job_id = any (all_ended) and w.reason = 'dependencies' returning w.job_id, w.queue, w.attempt
+            delete from waiting w where w.job_id = any (all_ended) and w.reason || '' = 'dependencies' returning w.job_id, w.queue, w.attempt
         ), freed as (
             delete from job_key k where k.job_id = any (array(select g.job_id from gone g))
         ), caused as (
@@ -218,7 +218,7 @@ begin
     loop
         dependents := array(
             select w.job_id from waiting w
-            where w.reason = 'dependencies'
+            where w.reason || '' = 'dependencies'
                 and w.job_id = any (array(select d.job_id from dependency d where d.depends_on_id = any (level)))
             for update);
         perform write_cancelled(level);
@@ -227,7 +227,7 @@ begin
             select c.ended_jobs
             from carry_out(array(
                 select x.job_id from decide(array(
-                    select w.job_id from waiting w where w.job_id = any (dependents) and w.reason = 'dependencies')) x
+                    select w.job_id from waiting w where w.job_id = any (dependents) and w.reason || '' = 'dependencies')) x
                 where x.verdict in ('skipped', 'cancelled'))) c);
         exit when level = '{}';
         all_ended := all_ended || level;

@@ -75,7 +75,7 @@ begin
                 next_level := next_level || reopened;
                 opened := array(
                     select w.job_id from waiting w
-                    where w.reason = 'dependencies' and w.job_id <> all (seen)
+                    where w.reason || '' = 'dependencies' and w.job_id <> all (seen)
                         and w.job_id = any (array(select d.job_id from dependency d where d.depends_on_id = any (level)))
                     for update);
                 with undone as (
