@@ -10,6 +10,7 @@ application's migrations.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import threading
 import time
@@ -54,12 +55,14 @@ def upgrade(dsn: str, *, schema: str = "pgsched") -> str:
     again for about two minutes.
 
     Returns the revision that holds afterwards. Raises `SchemaError` when the database is at a revision that this
-    version does not know, or when the locks could not be had; `ConnectError` when the database does not answer.
+    version does not know, or one whose text was another one then (before its release), or when the locks could not be had;
+    `ConnectError` when the database does not answer.
     """
     for tries_left in reversed(range(_TRIES)):
         try:
             with _ONE_AT_A_TIME, _engine(dsn).connect() as connection, connection.begin():
                 command.upgrade(_config(schema, connection=connection), "pgsched@head")
+                _check_text(connection, schema)
             return head()
         except sqlalchemy.exc.ProgrammingError as error:
             if isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
@@ -123,6 +126,7 @@ def install(revision: str) -> None:
     run("set local check_function_bodies = off")
     for text in read_sql(frozen):
         run(text)
+    run(f"comment on table alembic_version is '{_text_of(revision)}'")
     run(
         "do $$ begin execute format('revoke execute on all functions in schema %I from public', current_schema()); end $$"
     )
@@ -130,6 +134,25 @@ def install(revision: str) -> None:
     run(
         "select grant_access(role_name, level) from access where exists (select from pg_roles where rolname = role_name)"
     )
+
+
+def _text_of(revision: str) -> str:
+    """Which text a revision has, as the comment of the version table says it."""
+    digest = hashlib.sha256("".join(read_sql(REVISIONS / "frozen" / revision)).encode()).hexdigest()
+    return f"The revision of this schema, as Alembic keeps it. Text of {revision}: {digest[:16]}"
+
+
+def _check_text(connection: sqlalchemy.Connection, schema: str) -> None:
+    """Refuse a schema whose newest revision was installed from another text: before its release a revision may change."""
+    where = sql.Literal(f"{sql.Identifier(schema).as_string(None)}.alembic_version").as_string(None)
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, psycopg.Connection)
+    row = raw.execute(f"select obj_description({where}::regclass)").fetchone()
+    if row is None or row[0] != _text_of(head()):
+        raise SchemaError(
+            f'schema "{schema}" was made by a version of pgsched from before the release of revision {head()}, which has another '
+            f"text now; make it anew: drop schema {schema} cascade, then migrate (the demo and dev: choose another --data)"
+        )
 
 
 def forward_only() -> None:

@@ -453,6 +453,13 @@ def test_an_unknown_revision_is_refused_by_name(dsn: str) -> None:
         migrate.upgrade(dsn)
 
 
+def test_a_schema_from_before_the_release_of_its_revision_is_refused(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("comment on table pgsched.alembic_version is 'another text'")
+    with pytest.raises(pgsched.SchemaError, match="from before the release of revision"):
+        migrate.upgrade(dsn)
+
+
 def test_there_is_no_way_back() -> None:
     with pytest.raises(pgsched.SchemaError, match="no way back"):
         migrate.forward_only()
