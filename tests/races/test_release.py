@@ -407,7 +407,8 @@ def test_the_last_of_three_says_what_becomes_of_the_rest(connection: Any, steps:
     release_all(connection)
     steps.claim()
     finish_running(steps, p, outcome="failed")
-    release_all(connection)
+    while release(connection)["more"]:  # (as a worker does)
+        pass
     found = places(connection)
     assert [found[i] for i in chain[1:]] == ["skipped"] * 20
     assert found[tidy] == "ready"

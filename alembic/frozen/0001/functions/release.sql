@@ -124,7 +124,7 @@ begin
     delete from release_check where id = any (settled);
     perform setval('release_until', until + 1);
     perform setval('release_at', events[cardinality(events)] + 2);
-    return jsonb_build_object('ready', moved.became_ready, 'ended', moved.ended, 'more', is_full or events[cardinality(events)] < until,
+    return jsonb_build_object('ready', moved.became_ready, 'ended', moved.ended, 'more', is_full or events[cardinality(events)] < until or moved.ended > 0,
         'kept', cardinality(events) - cardinality(settled));
 end
 $$;
