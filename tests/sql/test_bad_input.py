@@ -527,7 +527,9 @@ def test_a_refusal_names_the_job_the_field_the_value_and_the_rule(
 
 @pytest.mark.parametrize("n", [1, 2, 7, 100])
 @pytest.mark.parametrize(
-    "bad", [{"priority": 99999}, {"run_at": "soon"}, {"unknown": 1}, {"args": {"a": "x" * 2**20}}], ids=str
+    "bad",
+    [{"priority": 99999}, {"run_at": "soon"}, {"unknown": 1}, {"args": {"a": "x" * 2**20}}],
+    ids=["priority", "run_at", "unknown", "args"],
 )
 def test_a_refusal_counts_jobs_from_1(shared: psycopg.Connection[Any], n: int, bad: dict[str, Any]) -> None:
     batch: list[Any] = [JOB] * 100
