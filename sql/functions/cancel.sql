@@ -1,5 +1,6 @@
 -- Cancels jobs. What waits or is ready ends now; what runs is told to stop: it stays in running, shown as `cancelling`, until
--- its handler has really ended, and then ends as cancelled whatever the handler reports. No result of it is accepted from the
+-- its handler has really ended, and then ends as cancelled whatever the handler reports; so does what waits for its subtasks, and
+-- the subtasks are cancelled with it. No result of it is accepted from the
 -- commit of this call on. What waits for them and can no longer run ends now, too, and so on down (see spread_cancel).
 -- Answers for every job that this changes what it was; nothing for one that has ended or is being cancelled already.
 -- `dry_run` gives the same answer and changes nothing (it locks the rows while it looks).
@@ -25,6 +26,10 @@ declare
     state text;
     id bigint;
     further bigint[];
+    parents bigint[];
+    subtasks bigint[];
+    batch bigint[];
+    batch_states text[];
 begin
     perform require_read_committed();
     if job_ids is null or array_ndims(job_ids) > 1 or array_position(job_ids, null) is not null then
@@ -39,6 +44,27 @@ begin
                 jobs := jobs || id;
                 states := states || state;
             end if;
+        end loop;
+        -- What runs takes its subtasks along. (Its row is held: those that come are refused, those that came are seen.)
+        parents := array(select u.id from unnest(jobs, states) u (id, state) where u.state in ('running', 'cancelling', 'parked'));
+        while parents <> '{}' loop
+            subtasks := array(
+                select j.id from job j
+                where j.parent_id = any (parents) and (select true from finished f where f.job_id = j.id) is null);
+            parents := '{}';
+            exit when subtasks = '{}';
+            select coalesce(array_agg(c.job_id), '{}'), coalesce(array_agg(c.was), '{}') into batch, batch_states
+            from cancel_waiting(array(select s from unnest(subtasks) s where s <> all (jobs)), left(reason, 500)) c;
+            for id in select i from unnest(subtasks) i except select unnest(jobs || batch) order by 1 loop
+                state := cancel_one(id, left(reason, 500));
+                if state is not null then
+                    batch := batch || id;
+                    batch_states := batch_states || state;
+                    parents := parents || id;
+                end if;
+            end loop;
+            jobs := jobs || batch;
+            states := states || batch_states;
         end loop;
         -- (One that had ended by a cause has told those who wait for it already.)
         further := spread_cancel(array(select u.id from unnest(jobs, states) u (id, state) where u.state not in ('cancelled', 'skipped')));
@@ -86,7 +112,7 @@ set search_path from current
 as $$
 with waited as (
     delete from waiting w
-    where w.ctid = any (array(select x.ctid from waiting x where x.job_id = any (job_ids) for update))
+    where w.ctid = any (array(select x.ctid from waiting x where x.job_id = any (job_ids) and x.reason || '' <> 'subtasks' for update))
     returning w.job_id, w.queue, waiting_state(w.reason) as was, w.attempt
 ), ready_ones as (
     delete from ready r
@@ -136,11 +162,15 @@ begin
             perform pg_notify(stop_channel(), r.worker_id::text);
             return case when r.stop_reason is null then 'running' else 'cancelling' end;
         end if;
+        perform from waiting x where x.job_id = the_job and x.reason || '' = 'subtasks' for update;
+        if found then
+            return (select 'parked' from cancel_parked(array[the_job], coalesce('cancelled: ' || reason, 'cancelled')));
+        end if;
         delete from ready x where x.queue = its_queue and x.job_id = the_job returning attempt into its_attempt;
         if found then
             was := 'ready';
         else
-            delete from waiting x where x.job_id = the_job returning waiting_state(x.reason), x.attempt into was, its_attempt;
+            delete from waiting x where x.job_id = the_job and x.reason || '' <> 'subtasks' returning waiting_state(x.reason), x.attempt into was, its_attempt;
         end if;
         if was is not null then
             insert into finished (job_id, queue, state, reason, attempt, finished_at)
@@ -193,7 +223,10 @@ begin
     -- (Those that have ended here have left their event; those that run leave one now.)
     insert into release_check (ended_id)
     select r.job_id from running r
-    where r.job_id = any (jobs) and (select true from dependency d where d.depends_on_id = r.job_id limit 1);
+    where r.job_id = any (jobs) and (select true from dependency d where d.depends_on_id = r.job_id limit 1)
+    union all
+    select p.job_id from parked p
+    where p.job_id = any (jobs) and (select true from dependency d where d.depends_on_id = p.job_id limit 1);
 
     -- (The index is read in the order of ids, whatever the order of the array.)
     perform from waiting w where w.job_id = any (array(select id from doomed(jobs) id)) and w.reason || '' = 'dependencies' for update;
@@ -268,7 +301,7 @@ update dependency d
 set outcome = coalesce((select f.state from finished f where f.job_id = d.depends_on_id), 'cancelled')
 where d.depends_on_id = any (jobs) and d.outcome is null
     and (d.condition <> 'done' or (select true from finished f where f.job_id = d.depends_on_id)
-        or (select true from running r where r.job_id = d.depends_on_id) is null)
+        or coalesce((select true from running r where r.job_id = d.depends_on_id), (select true from parked p where p.job_id = d.depends_on_id)) is null)
 $$;
 comment on function write_cancelled(bigint[]) is 'Writes on the edges that lead to these jobs that they were cancelled (internal).';
 

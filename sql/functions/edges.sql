@@ -198,6 +198,22 @@ begin
         perform refuse('PGS10', format('job %s (task %s) depends on %s, whose unique key job %s has taken at this moment',
             bad.place, shown((given[bad.place]).task), shown((given[bad.on_place]).name), bad.on_id), 'Try again.');
     end if;
+    -- (Neither column ever changes, so this has no race.)
+    select e.place, coalesce(e.on_id, answers[e.on_place]) as on_id, (given[e.place]).parent_id, p.parent_id as its_parent into bad
+    from unnest(edges) e
+        cross join lateral (
+            select case when e.on_id is null and ids[e.on_place] = answers[e.on_place] then (given[e.on_place]).parent_id
+                else (select j.parent_id from job j where j.id = coalesce(e.on_id, answers[e.on_place])) end as parent_id
+        ) p
+    where ids[e.place] = answers[e.place] and (given[e.place]).parent_id is distinct from p.parent_id
+    limit 1;
+    if found then
+        perform refuse('PGS05', format('job %s (task %s) depends on job %s%s', bad.place, shown((given[bad.place]).task), bad.on_id,
+                case when bad.its_parent is null then format(', which is no subtask of its own parent, job %s', bad.parent_id)
+                    else format(', a subtask of job %s', bad.its_parent) end),
+            case when bad.its_parent is null then 'A subtask depends only on older subtasks of the same parent: its parent can wait for the others.'
+                else format('Only subtasks of the same parent may: depend on job %s, which ends after its subtasks.', bad.its_parent) end);
+    end if;
     insert into dependency (job_id, depends_on_id, condition, inputs)
     select ids[e.place], coalesce(e.on_id, answers[e.on_place]), e.condition, nullif(e.inputs, '[]')
     from unnest(edges) e
@@ -232,6 +248,9 @@ begin
             'For example {"name": "etl", "jobs": [{"name": "extract", "task": "extract", "queue": "etl"}]}.');
     end if;
     given := read_jobs(workflow -> 'jobs');
+    if exists (select from unnest(given) g where g.parent_id is not null) then
+        perform refuse('PGS05', 'enqueue_workflow: a job of a workflow is not a subtask, and one has a parent_id', 'Give subtasks to enqueue_many: they may have names and edges there, too.');
+    end if;
     insert into workflow (name, jobs) values (enqueue_workflow.workflow ->> 'name', cardinality(given)) returning id into the_id;
     return jsonb_build_object('workflow_id', the_id, 'job_ids', to_jsonb(make_jobs(given, the_id, notify)));
 end

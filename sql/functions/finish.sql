@@ -1,7 +1,7 @@
 -- How a claim ends: the one home of that rule. finish(), reconcile() and rescue() all come here.
 --
 -- `ended`: an array of {job_id, claim_id, outcome, ...}; outcome is one of
---   succeeded   {result}   (failed, where the result is larger than the setting max_result_bytes)
+--   succeeded   {result, lenient?}   (failed, where the result is larger than the setting max_result_bytes)
 --   failed      {reason?, error_type?, error?, traceback?}   ends the job whatever its retry budget
 --   retry       {error_type?, error?, traceback?, after_s? or first_s?, cap_s?}   failed, where the budget is used up
 --   snooze      {after_s, reason?}   waits, and the attempt is not charged
@@ -14,6 +14,8 @@
 --               has happened max_conflicts times in this attempt (a handler may end the whole server), the handler may have
 --               caused it, which is charged as its worker's death would be
 --   lost        {reason, begun, charged}   its worker died (only rescue() may say so)
+-- A job that has made subtasks waits for them first, whatever the outcome; where one of them failed, its success is a failure
+-- (unless it is lenient).
 -- `begun` says whether the handler had begun (else: where started_at is set): then expires_at is over.
 -- A running job that was told to cancel ends as cancelled whatever is reported.
 -- `in_transaction`: the caller is that claim's own transaction (see finish_transaction).
@@ -43,10 +45,10 @@ begin
                 pg_column_size(result), (select value #>> '{}' from setting where name = 'max_result_bytes')) end as excess
         from jsonb_to_recordset(ended) g (job_id bigint, claim_id bigint, outcome text, result jsonb, reason text,
             error_type text, error text, traceback text, after_s double precision, first_s double precision,
-            cap_s double precision, begun boolean, charged boolean, last_session integer)
+            cap_s double precision, begun boolean, charged boolean, last_session integer, lenient boolean)
     ),
     mine as materialized (
-        select g.*, r.queue, r.attempt, r.lost_attempts, r.worker_id, r.started_at, r.expires_at, r.stop_note, d.died,
+        select g.*, r.queue, r.subtasks > 0 as parks, r.attempt, r.lost_attempts, r.worker_id, r.started_at, r.expires_at, r.stop_note, d.died,
             coalesce(g.begun, r.started_at is not null) as had_begun,
             case
                 when r.stop_reason = 'cancel' then 'cancelled'
@@ -85,7 +87,20 @@ begin
             ) d
     ),
     settled as materialized (
-        select * from mine where verdict <> 'rolled_back'
+        select m.*,
+            case fate
+                when 'succeeded' then null
+                when 'cancelled' then coalesce(stop_note, reason, 'cancelled while running')
+                else coalesce(excess, reason, nullif(concat_ws(': ', error_type, nullif(left(error, 500), '')), ''), 'failed')
+            end as why,
+            case when fate in ('retry', 'snooze', 'conflict') then t + case
+                when fate = 'conflict' then seconds(random() * 0.1)  -- (so that the two do not meet again)
+                when after_s is null and fate = 'retry' then backoff(attempt, coalesce(first_s, 1), coalesce(cap_s, 3600))
+                else seconds(after_s) end end as run_at,
+            case when fate in ('snooze', 'conflict', 'give_back') then attempt - 1 else attempt end as charged_attempts,
+            -- (A handler that has come to its own end: whatever its former workers died of, it is no suspect any more.)
+            case fate when 'give_back' then lost_attempts + died::integer else 0 end as charged_losses
+        from mine m where verdict <> 'rolled_back'
     ),
     gone as (
         delete from running
@@ -94,37 +109,32 @@ begin
     ),
     finally as (
         insert into finished (job_id, queue, state, reason, claim_id, attempt, worker_id, started_at, finished_at, result)
-        select job_id, queue, fate,
-            case fate
-                when 'succeeded' then null
-                when 'cancelled' then coalesce(stop_note, reason, 'cancelled while running')
-                else coalesce(excess, reason, nullif(concat_ws(': ', error_type, nullif(left(error, 500), '')), ''), 'failed')
-            end,
-            claim_id, attempt, worker_id, started_at, t, case fate when 'succeeded' then result end
-        from settled where fate in ('succeeded', 'failed', 'cancelled')
+        select job_id, queue, fate, why, claim_id, attempt, worker_id, started_at, t, case fate when 'succeeded' then result end
+        from settled where not parks and fate in ('succeeded', 'failed', 'cancelled')
         on conflict (job_id) do nothing
     ),
     freed as (
         delete from job_key
-        where job_id = any (array(select job_id from settled where fate in ('succeeded', 'failed', 'cancelled')))
+        where job_id = any (array(select job_id from settled where not parks and fate in ('succeeded', 'failed', 'cancelled')))
     ),
     later as (
         insert into waiting (job_id, queue, reason, run_at, expires_at, attempt, lost_attempts)
-        select job_id, queue, case fate when 'snooze' then 'scheduled' else 'retry' end,
-            t + case
-                when fate = 'conflict' then seconds(random() * 0.1)  -- (so that the two do not meet again)
-                when after_s is null and fate = 'retry' then backoff(attempt, coalesce(first_s, 1), coalesce(cap_s, 3600))
-                else seconds(after_s) end,
-            -- (Its handler has come to its own end: whatever its former workers died of, it is no suspect any more.)
-            null, case fate when 'retry' then attempt else attempt - 1 end, 0
-        from settled where fate in ('retry', 'snooze', 'conflict')
+        select job_id, queue, case when parks then 'subtasks' when fate = 'snooze' then 'scheduled' else 'retry' end,
+            case when not parks then run_at end, null, charged_attempts, charged_losses
+        from settled where parks or fate in ('retry', 'snooze', 'conflict')
         on conflict (job_id) do nothing
+    ),
+    -- (One that has made subtasks waits for them first: resume_parked() goes on with it.)
+    pending as (
+        insert into parked (job_id, claim_id, outcome, lenient, reason, result, run_at, worker_id, started_at, ended_at)
+        select job_id, claim_id, fate, coalesce(lenient, false), why, case fate when 'succeeded' then result end, run_at, worker_id, started_at, t
+        from settled where parks
     ),
     back as (
         insert into ready (queue, priority, job_id, expires_at, attempt, lost_attempts)
         select s.queue, coalesce((select j.priority from job j where j.id = s.job_id), 5), s.job_id,
-            case when not s.had_begun then s.expires_at end, s.attempt - 1, s.lost_attempts + s.died::integer
-        from settled s where s.fate = 'give_back'
+            case when not s.had_begun then s.expires_at end, s.charged_attempts, s.charged_losses
+        from settled s where s.fate = 'give_back' and not s.parks
         on conflict (queue, job_id) do nothing
     ),
     logged as (
@@ -205,6 +215,7 @@ begin
                     from attempt_log a where a.job_id = g.job_id and a.claim_id = g.claim_id
                 ),
                 (select 'already' from finished f where f.job_id = g.job_id and f.claim_id = g.claim_id and f.worker_id = $1),
+                (select 'already' from parked p where p.job_id = g.job_id and p.claim_id = g.claim_id and p.worker_id = $1),
                 (select 'busy' from running r where r.job_id = g.job_id and r.claim_id = g.claim_id and r.worker_id + 0 = $1),
                 'stale'),
             null::integer, null::bigint, g.job_id, g.claim_id, null::integer, null::text, null::jsonb, null::interval, null::jsonb

@@ -60,7 +60,9 @@ from attempt_log a
 where not exists (select from job j where j.id = a.job_id) and not exists (select from finished f where f.job_id = a.job_id)
 union all
 select 'a claim id is given once', min(c.job_id), format('claim %s stands %s times', c.claim_id, count(*))
-from (select job_id, claim_id from running union all select job_id, claim_id from finished where claim_id is not null) c
+from (
+    select job_id, claim_id from running union all select job_id, claim_id from parked
+    union all select job_id, claim_id from finished where claim_id is not null) c
 group by c.claim_id
 having count(*) > 1
 union all
@@ -77,7 +79,7 @@ from running r
 where r.claim_id >> 44 > (select epoch from installation)
 union all
 select 'a job waits, ready or not, within its retry budget', x.job_id, format('attempt %s of %s', x.attempt, j.max_attempts)
-from (select job_id, attempt from waiting union all select job_id, attempt from ready) x join job j on j.id = x.job_id
+from (select job_id, attempt from waiting where reason <> 'subtasks' union all select job_id, attempt from ready) x join job j on j.id = x.job_id
 where x.attempt >= j.max_attempts
 union all
 select 'a job that waits for dependencies has a rule and edges', w.job_id, coalesce('rule ' || j.rule, 'no rule')
@@ -101,7 +103,8 @@ where w.reason = 'dependencies'
         select from dependency d
         where d.job_id = w.job_id and d.outcome is null and (
             exists (select from finished f where f.job_id = d.depends_on_id)
-            or d.condition <> 'done' and exists (select from running r where r.job_id = d.depends_on_id and r.stop_reason = 'cancel'))))
+            or d.condition <> 'done' and exists (select from running r where r.job_id = d.depends_on_id and r.stop_reason = 'cancel')
+            or d.condition <> 'done' and exists (select from parked p where p.job_id = d.depends_on_id and p.outcome = 'cancelled'))))
     and not exists (select from release_check e where e.look_at_id = w.job_id)
     and not exists (select from release_check e join dependency d on d.depends_on_id = e.ended_id where d.job_id = w.job_id)
 union all
@@ -109,11 +112,40 @@ select 'the edges of a job that waits say how its dependencies ended', w.job_id,
 from waiting w join dependency d on d.job_id = w.job_id join job p on p.id = d.depends_on_id
 where w.reason = 'dependencies' and d.outcome is not null
     and d.outcome is distinct from (select f.state from finished f where f.job_id = d.depends_on_id)
-    and not (d.outcome = 'cancelled' and exists (select from running r where r.job_id = d.depends_on_id and r.stop_reason = 'cancel'))
+    and not (d.outcome = 'cancelled' and (exists (select from running r where r.job_id = d.depends_on_id and r.stop_reason = 'cancel')
+        or exists (select from parked k where k.job_id = d.depends_on_id and k.outcome = 'cancelled')))
 union all
 select 'an edge leads to a job that is there, or says how it ended', d.job_id, format('job %s', d.depends_on_id)
 from dependency d
 where d.outcome is null and not exists (select from job j where j.id = d.depends_on_id) and not exists (select from finished f where f.job_id = d.job_id)
+union all
+select 'what waits for subtasks has its outcome pending', coalesce(w.job_id, p.job_id), coalesce(w.reason, 'does not wait')
+from (select * from waiting where reason = 'subtasks') w full join parked p on p.job_id = w.job_id
+where w.job_id is null or p.job_id is null
+union all
+select 'no subtask outlives the claim that made it', j.id, format('claim %s of job %s', j.parent_claim_id, j.parent_id)
+from job j
+where j.parent_id is not null and not exists (select from finished f where f.job_id = j.id)
+    and not exists (select from running r where r.job_id = j.parent_id and r.claim_id = j.parent_claim_id)
+    and not exists (select from parked p where p.job_id = j.parent_id and p.claim_id = j.parent_claim_id)
+union all
+select 'subtasks of what was cancelled are cancelled', j.id, format('claim %s of job %s', j.parent_claim_id, j.parent_id)
+from job j join running r on r.job_id = j.parent_id and r.claim_id = j.parent_claim_id and r.stop_reason = 'cancel'
+where not exists (select from finished f where f.job_id = j.id)
+    and not exists (select from running s where s.job_id = j.id and s.stop_reason = 'cancel')
+    and not exists (select from parked s where s.job_id = j.id and s.outcome = 'cancelled')
+union all
+select 'whose subtasks have all ended does not wait without being looked at', p.job_id, p.outcome
+from parked p
+where not exists (select from open_subtasks(p.job_id, p.claim_id, 0)) and not exists (select from release_check e where e.look_at_id = p.job_id)
+union all
+select 'what a job has left behind as ended has ended', p.job_id, format('a subtask with an id up to %s has not', p.above)
+from parked p
+where exists (select from open_subtasks(p.job_id, p.claim_id, 0) s (id) where s.id <= p.above)
+union all
+select 'an edge does not leave the subtasks of one job', d.job_id, format('job %s', d.depends_on_id)
+from dependency d join job j on j.id = d.job_id join job p on p.id = d.depends_on_id
+where j.parent_id is distinct from p.parent_id
 union all
 select 'ids come from the sequence', max(j.id), format('job_id_seq stands at %s', (select last_value from job_id_seq))
 from job j

@@ -90,6 +90,11 @@ set search_path from current
 as $$
 select exists (select from release_check e where e.ended_id = the_job)
     or exists (select from release_check e where e.look_at_id = the_job)
+    or exists (  -- (a parent that has not ended, or whose subtasks' results somebody may still take)
+        select from job j join job p on p.id = j.parent_id
+        where j.id = the_job and ((select true from finished f where f.job_id = p.id) is null or exists (
+            select from dependency d
+            where d.depends_on_id = p.id and (d.outcome is null or (select true from finished x where x.job_id = d.job_id) is null))))
     or exists (
         select from dependency d
         where d.depends_on_id = the_job and (d.outcome is null or (select true from finished x where x.job_id = d.job_id) is null))

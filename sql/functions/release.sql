@@ -1,4 +1,4 @@
--- Decides over jobs that wait for dependencies, a chunk at a time: whose rule is met becomes ready (or scheduled, where its
+-- Decides over jobs that wait for dependencies or for their subtasks (see resume_parked), a chunk at a time: whose rule is met becomes ready (or scheduled, where its
 -- time lies ahead), whose rule can no longer be met ends without running. It reads at most `n` events of release_check, and
 -- looks at about `n` jobs. Answers {"ready", "ended", "more", "kept"}: "more" says that it is worth while to call again at
 -- once, "kept" how many events of this chunk could not be dealt with, because somebody holds a row at this moment.
@@ -41,6 +41,7 @@ declare
     candidates bigint[];
     locked bigint[];
     moved record;
+    resumed record;
     is_full boolean := false;
 begin
     if n is null or n < 1 then
@@ -120,11 +121,13 @@ begin
         ) d
     where u.ended_id = any (held);
 
+    select * into resumed from resume_parked(array_remove(looks, null), n);
     select * into moved from carry_out(locked);
     delete from release_check where id = any (settled);
     perform setval('release_until', until + 1);
     perform setval('release_at', events[cardinality(events)] + 2);
-    return jsonb_build_object('ready', moved.became_ready, 'ended', moved.ended, 'more', is_full or events[cardinality(events)] < until or moved.ended > 0,
+    return jsonb_build_object('ready', moved.became_ready + resumed.became_ready, 'ended', moved.ended + resumed.ended,
+        'more', is_full or events[cardinality(events)] < until or moved.ended + resumed.ended > 0,
         'kept', cardinality(events) - cardinality(settled));
 end
 $$;
@@ -183,17 +186,24 @@ begin
         array(select u.id from unnest(jobs, depends_on) u (job_id, id) where u.id = any (held)));
     begin
         alive := array(select r.job_id from running r where r.job_id = any (depends_on) for share skip locked);
-        stopped := array(select r.job_id from running r where r.job_id = any (alive) and r.stop_reason = 'cancel');
-        alive := alive
+            alive := alive
             || array(select r.job_id from unnest(depends_on) u (id) join ready r on r.job_id = u.id and r.queue = (select j.queue from job j where j.id = u.id) for key share of r skip locked)
             || array(select w.job_id from waiting w where w.job_id = any (depends_on) for key share skip locked);
+        stopped := array(
+            select r.job_id from running r where r.job_id = any (alive) and r.stop_reason = 'cancel'
+            union all
+            select p.job_id from parked p where p.job_id = any (alive) and p.outcome = 'cancelled');
         raise exception using errcode = 'PGDRY', message = 'the locks are given back';
     exception when sqlstate 'PGDRY' then
         null;
     end;
     if stopped <> '{}' then
         -- It can end as cancelled only. Looked at again, under a lock that is kept: it may have ended and run again meanwhile.
-        still := array(select r.job_id from running r where r.job_id = any (stopped) and r.stop_reason = 'cancel' for share skip locked);
+        still := array(select r.job_id from running r where r.job_id = any (stopped) and r.stop_reason = 'cancel' for share skip locked)
+            || array(
+                select w.job_id from waiting w
+                where w.job_id = any (stopped) and w.reason || '' = 'subtasks' and (select p.outcome from parked p where p.job_id = w.job_id) = 'cancelled'
+                for key share skip locked);
         alive := array(select a from unnest(alive) a where a <> all (stopped) or a = any (still));  -- (what is held now, is in between)
         update dependency d
         set outcome = 'cancelled'
@@ -279,7 +289,7 @@ select format('job %s, which it depends on, %s', cause,
 $$;
 comment on function end_by_cause(bigint, text) is 'Why a job has ended without running, in words (internal).';
 
--- Notes that jobs have ended for which others wait: the one home of that, whoever inserts into finished. What is simple is decided
+-- Notes that jobs have ended for which others wait, or whose subtasks they are: the one home of that, whoever inserts into finished. What is simple is decided
 -- here and at once, so that a chain needs no second transaction: a dependent that may run now, all of whose other edges are
 -- decided, and whose row nobody holds. (Not one that can never run: its own end would come back here, as deep as the graph.)
 -- The edges are read in a later statement than the one that ended the jobs: it sees all that was committed before. At other
@@ -293,6 +303,14 @@ declare
     parents bigint[];
     children bigint[];
 begin
+    -- (Whether there is a subtask at all is asked first: it costs next to nothing.)
+    if (select true from job j where j.parent_id > 0 limit 1) then
+        insert into release_check (look_at_id)
+        select distinct p.id from ended e cross join lateral (select j.parent_id as id from job j where j.id = e.job_id) p where p.id is not null;
+        if found then
+            perform set_config('pgsched.events', 'yes', true);
+        end if;
+    end if;
     if current_setting('transaction_isolation') <> 'read committed' then
         insert into release_check (ended_id) select e.job_id from ended e;
         return null;

@@ -38,6 +38,10 @@ begin
             perform refuse('PGS09', format('retry: job %s was %s because of job %s', the_job, f.state, f.cause_job_id),
                 format('Retry job %s: this one then waits for its dependencies again.', f.cause_job_id));
         end if;
+        if (select j.parent_id from job j where j.id = the_job) is not null then
+            perform refuse('PGS09', format('retry: job %s is a subtask of job %s', the_job, (select j.parent_id from job j where j.id = the_job)),
+                'Retry that one: it makes its subtasks anew.');
+        end if;
         if lacks_input(the_job) then
             perform refuse('PGS09', format('retry: job %s takes the result of a job that was pruned', the_job), 'Enqueue a new job with that as an argument.');
         end if;
@@ -112,7 +116,7 @@ comment on function retry_one(bigint, boolean) is 'Lets a job run again; see ret
 -- releaser decide anew.
 -- Locks: rows of finished, waiting, job (key share) and edges; waits for who holds one. Retries that cross may deadlock (40P01):
 -- repeating is safe.
--- Errors: PGS05 no such job; PGS09 it has not ended, has succeeded, ended because of another (the message names that), or its
+-- Errors: PGS05 no such job; PGS09 it is a subtask, has not ended, has succeeded, ended because of another (the message names that), or its
 -- input was pruned, not READ COMMITTED; PGS10 its unique key belongs to another job.
 create or replace function retry(job_id bigint, dry_run boolean default false) returns table (job_id bigint, was text)
 language sql security definer

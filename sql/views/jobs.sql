@@ -33,7 +33,13 @@ from job j
     left join lateral (
         select waiting_state(w.reason) as state, w.attempt, w.lost_attempts, w.run_at, null::timestamptz as started_at,
             null::timestamptz as finished_at,
-            case w.reason when 'unknown_task' then 'no worker that met it knows its task' end as reason,
+            case w.reason
+                when 'unknown_task' then 'no worker that met it knows its task'
+                when 'subtasks' then (
+                    select 'its subtasks have still to end, then ' || case p.outcome
+                        when 'succeeded' then 'it has succeeded' when 'failed' then 'it has failed' when 'cancelled' then 'it is cancelled' else 'it runs again' end
+                    from parked p where p.job_id = w.job_id)
+            end as reason,
             null::bigint as worker_id, null::bigint as claim_id, w.expires_at, null::jsonb as result, null::bigint as cause_job_id,
             null::double precision as progress, null::text as progress_message
         from waiting w where w.job_id = j.id

@@ -7,6 +7,8 @@
 -- depends_on makes a job wait for others: an array of edges (see read_edges); rule says how they decide (all unless it is
 -- given; see decide), rule_n is the number of at_least.
 --
+-- parent_id and parent_claim_id make a job a subtask of a running one (see count_subtasks).
+--
 -- It inserts only rows of its own, in the caller's transaction, and waits for nobody's open transaction, unique keys
 -- aside: those are taken in sorted order, and waited for as long as lock_timeout says, at most 5 s.
 -- Locks: the definitions of the jobs that new ones depend on, for key share, so that they are not pruned meanwhile.
@@ -42,6 +44,7 @@ begin
         return '{}';
     end if;
     perform check_jobs(given, t);
+    perform count_subtasks(given);
     edges := read_edges(given);
     ids := array(select nextval('job_id_seq') from generate_series(1, cardinality(given)));
     if edges is not null then
@@ -56,10 +59,12 @@ begin
     end if;
 
     insert into job (id, task, queue, priority, args, secret, max_attempts, timeout, run_at, expires_at, tags, metadata, unique_key,
-        workflow_id, name, rule, rule_n, created_at)
+        workflow_id, name, rule, rule_n, parent_id, parent_claim_id, created_at)
     select ids[g.ordinality], g.task, g.queue, coalesce(g.priority, 5), coalesce(g.args, '{}'), g.secret, coalesce(g.max_attempts, 1),
-        make_interval(secs => g.timeout_s), coalesce(g.run_at, case when g.delay_s > 0 then t + seconds(g.delay_s) end), g.expires_at, g.tags, g.metadata, g.unique_key, the_workflow, g.name,
-        case when has_edges(g.depends_on) then coalesce(g.rule, 'all') end, case when has_edges(g.depends_on) then g.rule_n end, t
+        make_interval(secs => g.timeout_s), coalesce(g.run_at, case when g.delay_s > 0 then t + seconds(g.delay_s) end), g.expires_at, g.tags, g.metadata, g.unique_key,
+        coalesce(the_workflow, case when g.parent_id is not null then (select p.workflow_id from job p where p.id = g.parent_id) end), g.name,
+        case when has_edges(g.depends_on) then coalesce(g.rule, 'all') end, case when has_edges(g.depends_on) then g.rule_n end,
+        g.parent_id, g.parent_claim_id, t
     from unnest(given) with ordinality g
     where ids[g.ordinality] = answers[g.ordinality];
 
@@ -128,7 +133,7 @@ set search_path from current
 as $$
 declare
     fields constant text[] := array['task', 'args', 'queue', 'priority', 'run_at', 'delay_s', 'expires_at', 'max_attempts',
-        'timeout_s', 'tags', 'metadata', 'unique_key', 'secret', 'name', 'depends_on', 'rule', 'rule_n'];
+        'timeout_s', 'tags', 'metadata', 'unique_key', 'secret', 'name', 'depends_on', 'rule', 'rule_n', 'parent_id', 'parent_claim_id'];
     odd record;
     field text;
 begin
@@ -216,6 +221,10 @@ begin
                 then 'rule_n is the number of rule at_least: give both or neither'
             when jsonb_typeof(g.depends_on) <> 'array'
                 then format('depends_on is a JSON %s: it must be an array of edges, such as [{"job": 17}]', jsonb_typeof(g.depends_on))
+            when (g.parent_id is null) <> (g.parent_claim_id is null)
+                then 'parent_id and parent_claim_id name the running job that makes it: give both or neither'
+            when g.parent_id is not null and g.unique_key is not null
+                then 'it is a subtask and has a unique_key: another job may stand for that, and its parent would not wait for it'
             when g.rule_n < 1 or g.rule_n > coalesce(jsonb_array_length(g.depends_on), 0)
                 then format('rule_n is %s: it must lie between 1 and the number of its edges, %s', g.rule_n, coalesce(jsonb_array_length(g.depends_on), 0))
             when pg_column_size(g.args) > max_bytes or pg_column_size(g.metadata) > max_bytes

@@ -38,6 +38,7 @@ create table job (
     constraint job_parent_is_older check (parent_id < id)
 );
 create index job_workflow on job (workflow_id, id) where workflow_id is not null;
+create index job_parent on job (parent_id, parent_claim_id, id) where parent_id is not null;
 comment on table job is 'What is to be done: a job''s definition, one row that never changes. Its state is the one state table that holds its id: waiting, ready, running or finished.';
 comment on sequence job_id_seq is 'The ids of jobs. Cache 1: with more, a valid edge to an older job would be refused.';
 comment on column job.id is 'The job''s number, rising in the order of enqueuing calls.';
@@ -90,7 +91,9 @@ create type new_job as (
     name text,
     depends_on jsonb,
     rule text,
-    rule_n integer
+    rule_n integer,
+    parent_id bigint,
+    parent_claim_id bigint
 );
 comment on type new_job is 'A job as enqueue_many() takes it: the fields of its JSON objects.';
 
