@@ -72,6 +72,7 @@ class App:
         transactional: bool = False,
         isolation: Literal["read committed", "repeatable read", "serializable"] = "read committed",
         output: Literal["inherit", "keep", "discard"] = "inherit",
+        subtask_failures: Literal["fail", "ignore"] = "fail",
     ) -> TaskDecorator: ...
     def task(
         self,
@@ -87,6 +88,7 @@ class App:
         transactional: bool = False,
         isolation: Literal["read committed", "repeatable read", "serializable"] = "read committed",
         output: Literal["inherit", "keep", "discard"] = "inherit",
+        subtask_failures: Literal["fail", "ignore"] = "fail",
     ) -> Any:
         """Make a task of a function, `async def` or `def`: `@app.task` or `@app.task(...)`.
 
@@ -103,6 +105,7 @@ class App:
         isolation of that transaction
         output    of a task in a process of its own: "keep" logs the end of what each job prints (16 kB) and shows it after the
                   traceback of an attempt that failed; "discard" drops it; else it goes where the worker's own goes
+        subtask_failures   where a subtask that its job has made fails, the job fails, too; "ignore": its own success counts
 
         Raises `TaskError` for a doubled name, or a signature whose arguments cannot be stored by name.
         """
@@ -116,7 +119,9 @@ class App:
             max_attempts=retry.max_attempts if retry else None,
             timeout=self._timeout if timeout is None else timeout,
         )
-        running = Running(executor, transactional, isolation, output)
+        if subtask_failures not in ("fail", "ignore"):
+            raise TaskError(f'@task: subtask_failures is {subtask_failures!r}: it is "fail" or "ignore"')
+        running = Running(executor, transactional, isolation, output, subtask_failures == "ignore")
         if executor not in (None, "thread", "process"):
             raise TaskError(f'@task: executor is {executor!r}: it is "thread" or "process"')
         if isolation not in ("read committed", "repeatable read", "serializable"):

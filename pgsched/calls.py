@@ -296,14 +296,15 @@ class Calls:
         """Mark this transaction as the claim's."""
         return self._call("select @begin_transaction(%(job)s, %(claim)s)", _scalar, job=job_id, claim=claim_id)
 
-    def finish_transaction(self, job_id: int, claim_id: int, result: str | None) -> Call[Any]:
+    def finish_transaction(self, job_id: int, claim_id: int, result: str | None, lenient: bool = False) -> Call[Any]:
         """End the claim as succeeded within its own transaction."""
         return self._call(
-            "select @finish_transaction(%(job)s, %(claim)s, %(result)s::jsonb)",
+            "select @finish_transaction(%(job)s, %(claim)s, %(result)s::jsonb, %(lenient)s)",
             _scalar,
             job=job_id,
             claim=claim_id,
             result=result,
+            lenient=lenient,
         )
 
     def stops(self, worker_id: int, timed_out: str) -> Call[Rows]:

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 
 from pgsched.arguments import Arguments
+from pgsched.context import JobContext
 from pgsched.edges import Edge, HasEdge, Path, Rule, as_json, edges_to
 from pgsched.errors import ArgumentsError, TaskError, UsageError
 from pgsched.job import Job
@@ -43,6 +44,7 @@ class Options:
     depends_on: Iterable[HasEdge] | None = None
     rule: Rule | None = None
     at_least: int | None = None
+    parent: JobContext | None = None
     connection: Connection | AsyncConnection | None = None
     notify: bool = True
 
@@ -55,12 +57,14 @@ class Running:
     transactional  the handler works in a transaction that is committed with the job's success
     isolation      that transaction's isolation level
     output         what becomes of what it prints in a process of its own: "inherit", "keep" or "discard"
+    lenient        its success stays one where subtasks that it made have failed
     """
 
     executor: str | None = None
     transactional: bool = False
     isolation: str = "read committed"
     output: str = "inherit"
+    lenient: bool = False
 
 
 class Task(Generic[P, C, R]):
@@ -85,6 +89,7 @@ class Task(Generic[P, C, R]):
         self.transactional = running.transactional
         self.isolation = running.isolation
         self.output = running.output
+        self.lenient = running.lenient
         self.arguments = Arguments(name, function, secret)
         self.returned = Returned(name, function)
         self._defaults = defaults
@@ -117,6 +122,7 @@ class Task(Generic[P, C, R]):
         depends_on: Iterable[HasEdge] | None = None,
         rule: Rule | None = None,
         at_least: int | None = None,
+        parent: JobContext | None = None,
         connection: Connection | AsyncConnection | None = None,
         notify: bool = True,
     ) -> Enqueuer[P, R]:
@@ -131,6 +137,8 @@ class Task(Generic[P, C, R]):
         unique_key  at most one job of this task with this key has not ended: while one has not, `enqueue` answers it
         depends_on  jobs that it waits for, until each has succeeded; or the `failure` or `done` of one: `depends_on=[a, b.done]`
         rule        how they decide together: "all" (the default), "any", "none_failed"; or `at_least` so many of them
+        parent      in a handler, `current_job()`: the job is its subtask, which that one ends after, and which is
+                    cancelled where that one does not succeed. It may wait for older subtasks of the same parent, and only those for it
         connection  the job is made in that connection's transaction and commits with it or not at all
         notify      False: no NOTIFY (which PREPARE TRANSACTION refuses); workers find the job when they poll
         """
@@ -148,6 +156,7 @@ class Task(Generic[P, C, R]):
             depends_on,
             rule,
             at_least,
+            parent,
             connection,
             notify,
         )
@@ -229,6 +238,10 @@ class Enqueuer(Generic[P, R]):
     ) -> BoundTask[R]:
         """`bind` for a job of a workflow, which may take results of others as arguments (for `Workflow.add`)."""
         options = self._options
+        if options.parent is not None:
+            raise UsageError(
+                "a job of a workflow is not a subtask: make it with using(parent=...).enqueue() in the handler"
+            )
         if options.connection is not None or not options.notify:
             raise UsageError("connection and notify are for the whole workflow: give them to its enqueue()")
         if (options.rule, options.at_least) != (None, None):
@@ -278,6 +291,7 @@ class Enqueuer(Generic[P, R]):
             "tags": _tags(options.tags),
             "metadata": options.metadata,
             "unique_key": options.unique_key,
+            **_under(options.parent),
             "secret": task.arguments.secret or None,
         }
         head = _json({name: value for name, value in fields.items() if value is not None})
@@ -325,6 +339,14 @@ class TaskDecorator:
         return self._app.register(
             Task(self._app, function, name, self._defaults, self._retry, self._secret, self._running)
         )
+
+
+def _under(parent: JobContext | None) -> dict[str, int]:
+    if parent is None:
+        return {}
+    if not isinstance(parent, JobContext):
+        raise UsageError(f"parent is {parent!r}: it is the job that runs here, pgsched.current_job()")
+    return {"parent_id": parent.id, "parent_claim_id": parent.fence}
 
 
 def _instant(name: str, value: datetime | None) -> str | None:

@@ -145,7 +145,7 @@ class Attempt:
             connection.gate.complain()
             result = None if value is None else self.task.returned.dump(value)
             self._stage = "finish"
-            run(session, calls.finish_transaction(work.job_id, work.claim_id, result))
+            run(session, calls.finish_transaction(work.job_id, work.claim_id, result, self.task.lenient))
             self._stage = "commit"
             self._committed(session.execute("commit").statusmessage)
             return Ended("", value)
@@ -208,7 +208,7 @@ class Attempt:
             connection.gate.complain()
             result = None if value is None else self.task.returned.dump(value)
             self._stage = "finish"
-            await arun(session, calls.finish_transaction(work.job_id, work.claim_id, result))
+            await arun(session, calls.finish_transaction(work.job_id, work.claim_id, result, self.task.lenient))
             self._stage = "commit"
             self._committed((await session.execute("commit")).statusmessage)
             return Ended("", value)
@@ -237,7 +237,8 @@ class Attempt:
         """The handler has returned."""
         work = self.work
         try:
-            return Ended(outcome.succeeded(work.job_id, work.claim_id, self.task.returned, value), value)
+            text = outcome.succeeded(work.job_id, work.claim_id, self.task.returned, value, self.task.lenient)
+            return Ended(text, value)
         except ResultError as error:
             return Ended(outcome.failed(work.job_id, work.claim_id, str(error)), value, error)
 

@@ -14,11 +14,12 @@ _TRACEBACK_CHARS = 20_000
 _ERROR_CHARS = 10_000
 
 
-def succeeded(job_id: int, claim_id: int, returned: Returned, result: Any) -> str:
-    """The handler has returned `result`. Raises `ResultError` when it cannot be stored."""
+def succeeded(job_id: int, claim_id: int, returned: Returned, result: Any, lenient: bool = False) -> str:
+    """The handler has returned `result`; `lenient`: also where its subtasks fail. Raises `ResultError`."""
+    more = ',"lenient":true' if lenient else ""
     if result is None:
-        return f'{{"job_id":{job_id},"claim_id":{claim_id},"outcome":"succeeded"}}'
-    return f'{{"job_id":{job_id},"claim_id":{claim_id},"outcome":"succeeded","result":{returned.dump(result)}}}'
+        return f'{{"job_id":{job_id},"claim_id":{claim_id},"outcome":"succeeded"{more}}}'
+    return f'{{"job_id":{job_id},"claim_id":{claim_id},"outcome":"succeeded"{more},"result":{returned.dump(result)}}}'
 
 
 def raised(

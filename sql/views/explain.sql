@@ -43,8 +43,21 @@ begin
                 limit most)
             || array(
                 select format('  and %s more', count(*) - most) from dependency e where e.job_id = the_job having count(*) > most);
+    elsif j.state = 'parked' then
+        said := said || 'It waits for its subtasks:'::text
+            || array(
+                select format('  %s, %s', label(o.id), coalesce((select s.state from jobs s where s.id = o.id), 'on its way'))
+                from parked p cross join lateral (select s.id from open_subtasks(p.job_id, p.claim_id, p.above) s (id) limit most) o
+                where p.job_id = the_job)
+            || array(
+                select format('  and %s more', n - most)
+                from (select count(*) as n from parked p cross join lateral open_subtasks(p.job_id, p.claim_id, p.above) where p.job_id = the_job) c
+                where n > most);
     elsif j.cause_job_id is not null then
         said := said || format('It ended because of %s. Retry that one to let this one wait again.', label(j.cause_job_id));
+    end if;
+    if d.parent_id is not null then
+        said := said || format('It is a subtask of %s.', label(d.parent_id));
     end if;
     if j.finished_at is null then
         said := said || array(

@@ -1,6 +1,6 @@
 """The incident that pgsched exists to make impossible, line by line, in the incident's own words and order.
 
-(Lines about subtasks and cron come with the parts that they are about.)
+(Lines about cron come with the part that they are about.)
 """
 
 from __future__ import annotations
@@ -149,6 +149,26 @@ def test_dependents_of_a_cancelled_job_do_not_wait_forever(dsn: str, connection:
     assert places(connection) == {extract: "running", transform: "cancelled", load: "cancelled"}
     assert worker.finish(*claims, result="done") == ["cancelled"], "no result of it is accepted any more"
     assert places(connection)[extract] == "cancelled"
+    worker.close()
+
+
+def test_no_subtask_of_job_56789_runs_on_and_none_reports_to_nobody(dsn: str, connection: Any) -> None:
+    """`Job marked as cancelled. Subtasks still running... Subtask of job_56789 completed: nobody received the result.`"""
+    worker = Steps(dsn)
+    [job_56789] = enqueue(connection)
+    claim = worker.claim(1)[0]
+    runs, waits = enqueue(connection, 2, parent_id=job_56789, parent_claim_id=claim["claim_id"])
+    [downstream] = enqueue(connection, depends_on=[{"job": job_56789}])
+    subtask = worker.claim(1)[0]
+    assert subtask["job_id"] == runs
+    changed = dict(connection.execute("select * from pgsched.cancel(%s)", (job_56789,)).fetchall())
+    assert changed == {job_56789: "running", runs: "running", waits: "ready", downstream: "blocked"}
+    told = {row["claim_id"] for row in worker.work.execute("select * from pgsched.stops(%s)", (worker.id,)).fetchall()}
+    assert told == {claim["claim_id"], subtask["claim_id"]}, "its worker is told to end both"
+    assert worker.finish(claim) == ["cancelled"]
+    assert worker.finish(subtask, result="of a subtask") == ["cancelled"], "no result that nobody receives"
+    release(connection)
+    assert set(places(connection).values()) == {"cancelled"}
     worker.close()
 
 

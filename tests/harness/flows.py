@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from typing import Any
 
 import pgsched
@@ -52,3 +53,51 @@ def sleeps(seconds: float) -> None:
     while time.monotonic() < end:
         pgsched.current_job().raise_if_stopping()
         time.sleep(0.01)
+
+
+# ---- Jobs that make subtasks: {"of": how many, "then": what the last of them and the handler do}.
+
+
+@app.task
+def part(number: int, then: str = "") -> int:
+    if then == "fails":
+        raise ValueError(f"part {number}")
+    if then == "sleeps":
+        sleeps(60)
+    return number
+
+
+def _end(then: str) -> str:
+    if then == "raises":
+        raise LookupError("the parent")
+    return "made"
+
+
+@app.task
+def splits(of: int, then: str = "", parts: str = "") -> str:
+    me = pgsched.current_job()
+    jobs = [part.using(parent=me).bind(i, parts if i == of - 1 else "") for i in range(of)]
+    app.enqueue_many(jobs)
+    return _end(then)
+
+
+@app.task
+async def splits_on_loop(of: int, then: str = "", parts: str = "") -> str:
+    for i in range(of):
+        await part.using(parent=pgsched.current_job()).aenqueue(i, parts if i == of - 1 else "")
+    return _end(then)
+
+
+@app.task(executor="process", subtask_failures="ignore")
+def splits_in_process(of: int, then: str = "", parts: str = "") -> str:
+    return splits(of, then, parts)
+
+
+@app.task(transactional=True, retry=pgsched.Exponential(max_attempts=2, first=timedelta(0)))
+def splits_in_transaction(of: int, then: str = "", parts: str = "") -> str:
+    """Its subtasks come with its own commit, or not at all."""
+    me = pgsched.current_job()
+    first = part.using(parent=me, connection=me.connection).enqueue(0)
+    for i in range(1, of):
+        part.using(parent=me, connection=me.connection, depends_on=[first]).enqueue(i, parts if i == of - 1 else "")
+    return _end(then)

@@ -55,7 +55,7 @@ SIGNATURES = {
     "stops": {"worker_id": "bigint", "timed_out": "jsonb"},
     "begin": {"worker_id": "bigint", "claims": "jsonb"},
     "begin_transaction": {"job_id": "bigint", "claim_id": "bigint"},
-    "finish_transaction": {"job_id": "bigint", "claim_id": "bigint", "result": "jsonb"},
+    "finish_transaction": {"job_id": "bigint", "claim_id": "bigint", "result": "jsonb", "lenient": "boolean"},
     "rescue": {
         "worker_id": "bigint", "begun": "bigint[]", "certified": "boolean", "n": "integer", "above": "bigint",
         "generation": "integer", "silent_s": "double precision",
@@ -343,7 +343,7 @@ def good(bed: Bed, function: str) -> dict[str, st.SearchStrategy[Any]]:
         "begin_transaction": {"job_id": one_of(str(bed.claims[2][0])), "claim_id": one_of(str(bed.claims[2][1]))},
         "finish_transaction": {
             "job_id": one_of(str(bed.claims[2][0])), "claim_id": one_of(str(bed.claims[2][1])),
-            "result": one_of(None, "1", '{"a": []}'),
+            "result": one_of(None, "1", '{"a": []}'), "lenient": st.booleans(),
         },
         "rescue": {
             "worker_id": one_of(str(bed.dead)), "begun": st.none() | claims, "certified": one_of(True, True, False),

@@ -99,7 +99,7 @@ comment on function begin_transaction(bigint, bigint) is 'Marks this transaction
 -- Errors: PGS12 this is not the transaction that the handler began in: it has ended that itself; PGS13 the claim is not (or no
 -- longer) valid, or not transactional; PGS14 the job was cancelled; PGS15 the result is too large; 40001 at REPEATABLE READ and above, where somebody has
 -- changed the row meanwhile.
-create or replace function finish_transaction(job_id bigint, claim_id bigint, result jsonb default null) returns void
+create or replace function finish_transaction(job_id bigint, claim_id bigint, result jsonb default null, lenient boolean default false) returns void
 language plpgsql security definer
 set search_path from current
 set enable_seqscan = off
@@ -131,10 +131,10 @@ begin
     verdict := (
         select s.verdict
         from settle(mine.worker_id, jsonb_build_array(jsonb_build_object(
-            'job_id', job_id, 'claim_id', claim_id, 'outcome', 'succeeded', 'result', result)), in_transaction => true) s);
+            'job_id', job_id, 'claim_id', claim_id, 'outcome', 'succeeded', 'result', result, 'lenient', lenient)), in_transaction => true) s);
     if verdict is distinct from 'accepted' then
         perform refuse('PGS14', format('job %s was cancelled', job_id), 'What this transaction has done is rolled back.');
     end if;
 end
 $$;
-comment on function finish_transaction(bigint, bigint, jsonb) is 'Ends the claim as succeeded as a part of this transaction, or raises.';
+comment on function finish_transaction(bigint, bigint, jsonb, boolean) is 'Ends the claim as succeeded as a part of this transaction, or raises.';
