@@ -136,19 +136,21 @@ comment on function release(integer) is 'Decides over jobs that wait for depende
 -- Writes how jobs ended on edges that do not say so yet, as far as nobody holds them. `jobs` and `ended`: the edges. The
 -- caller holds the rows of finished.
 create or replace function write_outcomes(jobs bigint[], ended bigint[]) returns void
-language sql
+language plpgsql
 set search_path from current
 as $$
-update dependency d
-set outcome = (select f.state from finished f where f.job_id = d.depends_on_id)
-where d.ctid = any (array(
-    select e.ctid
-    from unnest(jobs, ended) u (job_id, ended_id)
-        cross join lateral (
-            select d.ctid from dependency d
-            where d.job_id = u.job_id and d.depends_on_id = u.ended_id and d.outcome is null
-            for update skip locked
-        ) e))
+begin
+    update dependency d
+    set outcome = (select f.state from finished f where f.job_id = d.depends_on_id)
+    where d.ctid = any (array(
+        select e.ctid
+        from unnest(jobs, ended) u (job_id, ended_id)
+            cross join lateral (
+                select d.ctid from dependency d
+                where d.job_id = u.job_id and d.depends_on_id = u.ended_id and d.outcome is null
+                for update skip locked
+            ) e));
+end
 $$;
 comment on function write_outcomes(bigint[], bigint[]) is 'Writes how jobs ended on edges that do not say so yet (internal).';
 
@@ -226,58 +228,70 @@ $$;
 comment on function settled_looks(bigint[], bigint[]) is 'Which events of the kind "look at this job" are settled (internal).';
 
 -- (Here and elsewhere: "reason || ''" serves no index, so that jobs are looked up by their numbers whatever the statistics say.)
--- Decides over these jobs, whose rows in waiting the caller holds, and carries it out. Answers how many became ready (or
--- scheduled), and which ended.
-create or replace function carry_out(jobs bigint[], out became_ready integer, out ended integer, out ended_jobs bigint[])
+-- Decides over these jobs, whose rows in waiting the caller holds, and carries it out; `only_met`: only over those that may run.
+-- Answers how many became ready (or scheduled), and which ended.
+create or replace function carry_out(jobs bigint[], only_met boolean default false, out became_ready integer, out ended integer, out ended_jobs bigint[])
 language plpgsql
 set search_path from current
 as $$
 declare
     t timestamptz := clock_timestamp();
+    met bigint[];
     ids bigint[];
     verdicts text[];
     causes bigint[];
     woken text[];
 begin
-    select array_agg(d.job_id), array_agg(d.verdict), array_agg(d.cause) into ids, verdicts, causes
+    became_ready := 0;
+    ended_jobs := '{}';
+    select array_agg(d.job_id) filter (where d.verdict = 'met'), array_agg(d.job_id) filter (where d.verdict <> 'met'),
+        array_agg(d.verdict) filter (where d.verdict <> 'met'), array_agg(d.cause) filter (where d.verdict <> 'met')
+    into met, ids, verdicts, causes
     from decide(jobs) d where d.verdict <> 'open';
-    update waiting w
-    set reason = 'scheduled'
-    where w.run_at > t and w.reason || '' = 'dependencies' and w.job_id = any (array(select u.id from unnest(ids, verdicts) u (id, verdict) where u.verdict = 'met'));
-    get diagnostics became_ready = row_count;
-    with gone as (
-        delete from waiting w
-        where w.reason || '' = 'dependencies' and w.job_id = any (array(select u.id from unnest(ids, verdicts) u (id, verdict) where u.verdict = 'met'))
-        returning w.job_id, w.queue, w.expires_at, w.attempt, w.lost_attempts
-    ), moved as (
-        insert into ready (queue, priority, job_id, expires_at, attempt, lost_attempts)
-        select g.queue, coalesce((select j.priority from job j where j.id = g.job_id), 5), g.job_id, g.expires_at, g.attempt, g.lost_attempts
-        from gone g
-        on conflict (queue, job_id) do nothing
-        returning queue
-    )
-    select became_ready + count(*), array_agg(distinct queue) into became_ready, woken from moved;
-    with gone as (
-        delete from waiting w
-        where w.reason || '' = 'dependencies' and w.job_id = any (array(select u.id from unnest(ids, verdicts) u (id, verdict) where u.verdict <> 'met'))
-        returning w.job_id, w.queue, w.attempt
-    ), freed as (
-        delete from job_key where job_id = any (array(select g.job_id from gone g))
-    ), ends as (
-        insert into finished (job_id, queue, state, reason, attempt, finished_at, cause_job_id)
-        select g.job_id, g.queue, u.verdict,
-            end_by_cause(u.cause, (select d.outcome from dependency d where d.job_id = g.job_id and d.depends_on_id = u.cause)),
-            g.attempt, t, u.cause
-        from gone g join unnest(ids, verdicts, causes) u (id, verdict, cause) on u.id = g.job_id
-        on conflict (job_id) do nothing
-        returning job_id
-    )
-    select coalesce(array_agg(job_id), '{}') into ended_jobs from ends;
+    if met is not null then
+        with gone as (
+            delete from waiting w
+            where w.reason || '' = 'dependencies' and w.job_id = any (met) and (w.run_at > t) is not true
+            returning w.job_id, w.queue, w.expires_at, w.attempt, w.lost_attempts
+        ), moved as (
+            insert into ready (queue, priority, job_id, expires_at, attempt, lost_attempts)
+            select g.queue, coalesce((select j.priority from job j where j.id = g.job_id), 5), g.job_id, g.expires_at, g.attempt, g.lost_attempts
+            from gone g
+            on conflict (queue, job_id) do nothing
+            returning queue
+        )
+        select count(*), array_agg(distinct queue), (select count(*) from gone) into became_ready, woken, ended from moved;
+        if ended < cardinality(met) then
+            update waiting w
+            set reason = 'scheduled'
+            where w.run_at > t and w.reason || '' = 'dependencies' and w.job_id = any (met);
+            get diagnostics ended = row_count;
+            became_ready := became_ready + ended;
+        end if;
+        perform wake(woken);
+    end if;
+    if ids is not null and not only_met then
+        with gone as (
+            delete from waiting w
+            where w.reason || '' = 'dependencies' and w.job_id = any (ids)
+            returning w.job_id, w.queue, w.attempt
+        ), freed as (
+            delete from job_key where job_id = any (array(select g.job_id from gone g))
+        ), ends as (
+            insert into finished (job_id, queue, state, reason, attempt, finished_at, cause_job_id)
+            select g.job_id, g.queue, u.verdict,
+                end_by_cause(u.cause, (select d.outcome from dependency d where d.job_id = g.job_id and d.depends_on_id = u.cause)),
+                g.attempt, t, u.cause
+            from gone g join unnest(ids, verdicts, causes) u (id, verdict, cause) on u.id = g.job_id
+            on conflict (job_id) do nothing
+            returning job_id
+        )
+        select coalesce(array_agg(job_id), '{}') into ended_jobs from ends;
+    end if;
     ended := cardinality(ended_jobs);
-    perform wake(woken);
 end
 $$;
-comment on function carry_out(bigint[]) is 'Decides over jobs whose rows in waiting the caller holds, and carries it out (internal).';
+comment on function carry_out(bigint[], boolean) is 'Decides over jobs whose rows in waiting the caller holds, and carries it out (internal).';
 
 -- Why a job has ended without running, in words.
 create or replace function end_by_cause(cause bigint, outcome text) returns text
@@ -339,7 +353,7 @@ begin
             select d.job_id, d.depends_on_id from dependency d
             where d.job_id = c.id and d.outcome is null and d.depends_on_id = any (parents)
             offset 0) d;
-        perform carry_out(array(select v.job_id from decide(children) v where v.verdict = 'met'));
+        perform carry_out(children, only_met => true);
     end if;
     insert into release_check (ended_id)
     select p.id from unnest(parents) p (id)

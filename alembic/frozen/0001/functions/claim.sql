@@ -32,6 +32,23 @@ as $$
 #variable_conflict use_column
 declare
     me record;
+begin
+    select * into me from session_of(worker_id);
+    perform force_durable();
+    return query
+    select * from claim_as($1, me.session_no, me.epoch, me.not_before, me.tasks, want);
+end
+$$;
+comment on function claim(bigint, jsonb) is 'Claims ready jobs for the calling worker, best first.';
+
+-- The claim itself, for a session that is proven. (Its plans are pinned by the settings of the functions that call it.)
+create or replace function claim_as(the_worker bigint, session_no integer, epoch bigint, not_before timestamptz, tasks text[], want jsonb)
+returns table (lane integer, "position" bigint, job_id bigint, claim_id bigint, attempt integer, task text, args jsonb, "timeout" interval, extra jsonb)
+language plpgsql
+set search_path from current
+as $$
+#variable_conflict use_column
+declare
     a_lane record;
     room integer;
     slots integer;
@@ -49,8 +66,6 @@ declare
     swept boolean;
     again boolean := false;
 begin
-    select * into me from session_of(worker_id);
-    perform force_durable();
     if jsonb_typeof(want -> 'lanes') is distinct from 'array'
         or (want @? '$.lanes[*] ? (!(@.queue.type() == "string" && @.priority.type() == "number"
             && @.priority.floor() == @.priority && @.priority >= 0 && @.priority <= 9))') is not false
@@ -61,9 +76,9 @@ begin
     room := coalesce(nullif(want -> 'max_jobs', 'null')::integer, 1);
     slots := coalesce(nullif(want -> 'free_slots', 'null')::integer, room);
     suspect := coalesce(want -> 'suspects' = 'false', false);
-    if t < me.not_before then
+    if t < not_before then
         return query select null::integer, null::bigint, null::bigint, null::bigint, null::integer, null::text, null::jsonb,
-            null::interval, jsonb_build_object('not_before', me.not_before);
+            null::interval, jsonb_build_object('not_before', not_before);
         return;
     end if;
     for a_lane in
@@ -102,11 +117,11 @@ begin
                 limit room - (doubtful is not null)::integer
                 for update skip locked) || doubtful)
             returning "position", job_id, queue, expires_at, attempt + 1 as attempt, lost_attempts,
-                (me.epoch << 44) | nextval('claim_number') as claim_id
+                (epoch << 44) | nextval('claim_number') as claim_id
         ),
         entered as (
             insert into running (job_id, claim_id, attempt, lost_attempts, worker_id, session_no, queue, expires_at, claimed_at, started_at)
-            select job_id, claim_id, attempt, lost_attempts, $1, me.session_no, queue,
+            select job_id, claim_id, attempt, lost_attempts, the_worker, session_no, queue,
                 expires_at, clock_timestamp(), case when slots >= room then clock_timestamp() end  -- (after all that this statement sees)
             from picked
             on conflict (job_id) do nothing
@@ -120,7 +135,7 @@ begin
         suspect := suspect or doubtful is not null;
         swept := entered < cardinality(jobs) or coalesce(t >= any (expiries), false);
         if swept then
-            perform drop_unrunnable(me.tasks, t, jobs, claims, expiries);
+            perform drop_unrunnable(tasks, t, jobs, claims, expiries);
         end if;
         -- Whether the definition is there and the task known is asked by the same look-up that fetches the arguments;
         -- what drop_unrunnable() has moved is out of running and left out here.
@@ -128,14 +143,14 @@ begin
         select a_lane.n, u."position", u.job_id, u.claim_id, u.attempt, j.task, j.args, j.timeout,
             case when u.lost_attempts > 0 or j.rule is not null then
                 nullif(case when u.lost_attempts > 0 then jsonb_build_object('lost_attempts', u.lost_attempts) else '{}' end
-                    || case when j.rule is not null then inputs_of(j.id) else '{}' end, '{}') end
+                    || coalesce(case when j.rule is not null then inputs_of(j.id) end, '{}'), '{}') end
         from unnest(positions, jobs, claims, attempts, losses) u ("position", job_id, claim_id, attempt, lost_attempts)
             join job j on j.id = u.job_id
-        where (me.tasks is null or j.task = any (me.tasks))
+        where (tasks is null or j.task = any (tasks))
             and (not swept or u.claim_id = (select r.claim_id from running r where r.job_id = u.job_id));
         get diagnostics given = row_count;
         if not swept and given < cardinality(jobs) then
-            perform drop_unrunnable(me.tasks, t, jobs, claims, expiries);
+            perform drop_unrunnable(tasks, t, jobs, claims, expiries);
         end if;
         again := again or given < cardinality(jobs);
         if slots < room then
@@ -158,7 +173,7 @@ begin
     end if;
 end
 $$;
-comment on function claim(bigint, jsonb) is 'Claims ready jobs for the calling worker, best first.';
+comment on function claim_as(bigint, integer, bigint, timestamptz, text[], jsonb) is 'The claim itself, for a session that is proven (internal).';
 
 -- Moves out of running what a claim has just met and cannot hand out (see claim). `t` is the claim's time.
 create or replace function drop_unrunnable(known_tasks text[], t timestamptz, jobs bigint[], claims bigint[], expiries timestamptz[]) returns void

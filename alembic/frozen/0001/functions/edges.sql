@@ -257,17 +257,19 @@ end
 $$;
 comment on function enqueue_workflow(jsonb, boolean) is 'Enqueues jobs as one workflow, all or none; answers its number and their ids.';
 
--- What a job gets of the results of those that it depends on: {"inputs": [[path, result], ...]}, or nothing.
+-- What a job gets of the results of those that it depends on: {"inputs": [[path, result], ...]}, or null.
 create or replace function inputs_of(the_job bigint) returns jsonb
-language sql stable
+language plpgsql stable
 set search_path from current
 as $$
-select coalesce((
-    select jsonb_build_object('inputs', jsonb_agg(jsonb_build_array(p.path, coalesce(f.result, 'null')) order by d.depends_on_id))
-    from dependency d
-        left join finished f on f.job_id = d.depends_on_id
-        cross join lateral jsonb_array_elements(d.inputs) p (path)
-    where d.job_id = the_job and d.inputs is not null
-    having count(*) > 0), '{}')
+begin
+    return (
+        select jsonb_build_object('inputs', jsonb_agg(jsonb_build_array(p.path, coalesce((select f.result from finished f where f.job_id = d.depends_on_id), 'null'))
+            order by d.depends_on_id))
+        from dependency d
+            cross join lateral jsonb_array_elements(d.inputs) p (path)
+        where d.job_id = the_job and d.inputs is not null
+        having count(*) > 0);
+end
 $$;
 comment on function inputs_of(bigint) is 'What a job gets of the results of those that it depends on (internal).';

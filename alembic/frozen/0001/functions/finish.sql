@@ -34,7 +34,48 @@ as $$
 declare
     t timestamptz := clock_timestamp();
     my_session constant integer := nullif(split_part(current_setting('pgsched.session', true), ':', 3), '');
+    plain_jobs bigint[];
+    plain_claims bigint[];
+    n integer;
 begin
+    -- The plain case first, by a statement with no more in it than that needs: successes that nothing stands in the way of.
+    with given as materialized (
+        select job_id, claim_id, result
+        from jsonb_to_recordset(ended) g (job_id bigint, claim_id bigint, outcome text, result jsonb)
+        where outcome = 'succeeded' and (result is null
+            or pg_column_size(result) <= (select (value #>> '{}')::bigint from setting where name = 'max_result_bytes'))
+    ),
+    mine as materialized (
+        select r.*, g.result
+        from given g
+            cross join lateral (
+                select r.job_id, r.claim_id, r.queue, r.attempt, r.worker_id, r.started_at from running r
+                where r.job_id = g.job_id and r.claim_id = g.claim_id and r.worker_id + 0 = the_worker
+                    and r.stop_reason is distinct from 'cancel' and r.subtasks = 0 and (in_transaction or not r.transactional)
+                for update skip locked
+            ) r
+    ),
+    gone as (
+        delete from running
+        where job_id = any (array(select job_id from mine))
+        returning 1
+    ),
+    finally as (
+        insert into finished (job_id, queue, state, claim_id, attempt, worker_id, started_at, finished_at, result)
+        select job_id, queue, 'succeeded', claim_id, attempt, worker_id, started_at, t, result from mine
+        on conflict (job_id) do nothing
+    ),
+    freed as (
+        delete from job_key where job_id = any (array(select job_id from mine))
+    )
+    select array_agg(job_id), array_agg(claim_id), (select count(*) from gone) into plain_jobs, plain_claims, n from mine;
+    if n < cardinality(plain_claims) then
+        perform refuse('PGS09', format('finish: a claim stands twice in one call (one of %s)', plain_claims), 'Send one outcome a claim.');
+    end if;
+    return query select u.job_id, u.claim_id, 'accepted' from unnest(plain_jobs, plain_claims) u (job_id, claim_id);
+    if n = jsonb_array_length(ended) then
+        return;
+    end if;
     return query
     with given as materialized (
         select *,
@@ -186,11 +227,12 @@ set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare
+    me record;
     jobs bigint[];
     claims bigint[];
     verdicts text[];
 begin
-    perform session_of(worker_id);
+    select * into me from session_of(worker_id);
     perform force_durable();
     if jsonb_typeof(results) is distinct from 'array' then
         perform refuse('PGS09', 'finish: results must be an array of outcomes',
@@ -229,7 +271,7 @@ begin
     if want <> 'null' then
         return query
         select null::text, c.lane, c."position", c.job_id, c.claim_id, c.attempt, c.task, c.args, c.timeout, c.extra
-        from claim($1, want) c;
+        from claim_as($1, me.session_no, me.epoch, me.not_before, me.tasks, want) c;
     end if;
 end
 $$;
