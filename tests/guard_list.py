@@ -34,7 +34,7 @@ GUARDS = [
     Guard(
         "claims wait on a new epoch (R2)",
         "sql/functions/claim.sql",
-        "if t < me.not_before then",
+        "if t < not_before then",
         "if false then",
         "tests/races/test_rescue.py::test_a_new_timeline_raises_the_epoch_and_lets_claims_wait",
     ),

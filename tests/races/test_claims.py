@@ -97,9 +97,11 @@ def test_a_finish_whose_first_sending_is_not_committed_is_busy_then_already(work
 STOP = "update pgsched.running set stop_requested_at = clock_timestamp(), stop_reason = %s"
 
 
-def test_a_finish_sees_a_cancel_that_commits_between_its_snapshot_and_its_lock(worker: Steps, dsn: str, connection: Any) -> None:
-    # 1. finish takes its snapshot and stops at a gate; 2. a cancel commits; 3. finish goes on: the row it locks is newer
-    # than its snapshot, and must still be deleted, once, and end as cancelled.
+@pytest.mark.parametrize("stop", ["cancel", "timeout"])
+@pytest.mark.parametrize("outcome", ["succeeded", "failed"])
+def test_a_finish_sees_a_cancel_that_commits_between_its_snapshot_and_its_lock(worker: Steps, dsn: str, connection: Any, outcome: str, stop: str) -> None:
+    # 1. finish takes its snapshot and stops at a gate; 2. a cancel (or a timeout) commits; 3. finish goes on: the row it locks
+    # is newer than its snapshot, and must still be deleted, once, and end as cancelled (or as reported).
     job_id = enqueue(connection)[0]
     claim = worker.claim()[0]
     connection.execute(
@@ -107,20 +109,23 @@ def test_a_finish_sees_a_cancel_that_commits_between_its_snapshot_and_its_lock(w
         "perform pg_advisory_xact_lock(4711); return true; end $$"
     )
     text = connection.execute("select pg_get_functiondef('pgsched.settle'::regproc)").fetchone()[0]
-    gated = text.replace("with given as materialized (", "with given as materialized (select * from (").replace(
-        "cap_s double precision, begun boolean, charged boolean, last_session integer)\n    ),", "cap_s double precision, begun boolean, charged boolean, last_session integer)) x where pgsched.pass_gate()\n    ),"
-    )
+    plain = "where outcome = 'succeeded' and (result is null"
+    general = "last_session integer, lenient boolean)\n    ),"
+    if outcome == "succeeded":
+        gated = text.replace(plain, plain.replace("where", "where pgsched.pass_gate() and"))
+    else:
+        gated = text.replace(general, "last_session integer, lenient boolean) where pgsched.pass_gate()\n    ),")
     assert gated.count("pass_gate") == 1
     connection.execute(gated)
     with connection.transaction():
         connection.execute("select pg_advisory_xact_lock(4711)")
-        results = f'[{{"job_id": {job_id}, "claim_id": {claim["claim_id"]}, "outcome": "succeeded"}}]'
+        results = f'[{{"job_id": {job_id}, "claim_id": {claim["claim_id"]}, "outcome": "{outcome}"}}]'
         finish = Blocked(worker.work, "select verdict from pgsched.finish(%s, %s)", (worker.id, results))
         finish.until_blocked(connection)
         with psycopg.connect(dsn, autocommit=True) as canceller:
-            canceller.execute(STOP, ("cancel",))
-    assert [row["verdict"] for row in finish.result()] == ["cancelled"]
-    assert places(connection) == {job_id: "cancelled"}
+            canceller.execute(STOP, (stop,))
+    assert [row["verdict"] for row in finish.result()] == ["cancelled" if stop == "cancel" else "accepted"]
+    assert places(connection) == {job_id: "cancelled" if stop == "cancel" else outcome}
 
 
 def test_a_cancelled_job_ends_as_cancelled_whatever_is_reported_and_a_timed_out_one_as_reported(worker: Steps, connection: Any) -> None:

@@ -116,16 +116,16 @@ class Scenario:
 SCENARIOS = {
     "claim": Scenario(
         "select * from pgsched.claim({worker}, '" + LANES + '"max_jobs": 100, "free_slots": 50}}\')',
-        {"claim": {"ready", "job"}},
+        {"claim_as": {"ready", "job"}},
     ),
     "claim of what cannot run": Scenario(
         "select * from pgsched.claim({worker}, '"
         + '{{"lanes": [{{"queue": "odd", "priority": 5}}], "max_jobs": 100}}\')',
-        {"claim": {"ready", "job", "running"}, "drop_unrunnable": {"running", "job", "job_key"}},
+        {"claim_as": {"ready", "job", "running"}, "drop_unrunnable": {"running", "job", "job_key"}},
     ),
     "finish": Scenario(
         f"select * from pgsched.finish({{worker}}, {MINE}, '{LANES} \"max_jobs\": 100}}}}')",
-        {"settle": {"running", "job", "job_key"}, "claim": {"ready", "job"}, "tell_waiters": {"waiter"}},
+        {"settle": {"running", "job", "job_key"}, "claim_as": {"ready", "job"}, "tell_waiters": {"waiter"}},
     ),
     "finish of claims that are over": Scenario(
         """select * from pgsched.finish({worker}, (select jsonb_agg(
@@ -409,8 +409,8 @@ class Damage:
 
 
 DAMAGES = [
-    Damage("claim", 'order by "position"', "order by job_id", "claim", "Index Scan of ready by ready_holds_a_job_once"),
-    Damage("claim", 'order by "position"', 'order by "position" desc, job_id', "claim", "Incremental Sort over ready"),
+    Damage("claim_as", 'order by "position"', "order by job_id", "claim", "Index Scan of ready by ready_holds_a_job_once"),
+    Damage("claim_as", 'order by "position"', 'order by "position" desc, job_id', "claim", "Incremental Sort over ready"),
     Damage(
         "stage", "order by run_at, job_id", "order by run_at desc, job_id", "stage", "Incremental Sort over waiting"
     ),
