@@ -187,7 +187,12 @@ class Exchange:
             await self._begin_transactional()
             return True
         results = ledger.take_results()
-        asking = self._asking(time.monotonic())
+        now = time.monotonic()
+        asking = self._asking(now)
+        # What ends may let something run: it comes along at once, also where nothing else is known to be there.
+        only_new = bool(results) and asking <= 0 and now >= self._not_before
+        if only_new:
+            asking = min(ledger.free, self._share)
         if not results and asking <= 0:
             if time.monotonic() < self._spoke_at + self._ping:
                 return False
@@ -202,7 +207,8 @@ class Exchange:
             suspects = ledger.takes_suspect
             ledger.suspect_asked |= suspects
             lanes = ledger.lanes()
-            want = json.dumps({"lanes": lanes, "max_jobs": asking, "free_slots": asking, "suspects": suspects})
+            fields = {"lanes": lanes, "max_jobs": asking, "free_slots": asking, "suspects": suspects}
+            want = json.dumps(fields | {"only_new": True} if only_new else fields)
         try:
             rows = await self._finish([text for _, text in results], want)
         except psycopg.DataError:
@@ -219,7 +225,10 @@ class Exchange:
         self._spoke_at = time.monotonic()
         self._acknowledge({job.claim_id: (job, text) for job, text in results}, rows)
         came = self._begin(rows)
-        if came < asking and wakes == ledger.wakes:
+        if only_new:
+            if came == asking > 0:
+                ledger.wake()
+        elif came < asking and wakes == ledger.wakes:
             ledger.hint = False
         elif ledger.free > 0:
             ledger.work.set()

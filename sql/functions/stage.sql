@@ -85,12 +85,17 @@ set search_path from current
 as $$ select 'pgsched_' || oid from pg_namespace where nspname = current_schema() $$;
 comment on function channel() is 'The channel on which workers are woken (LISTEN); the payload is a queue''s name.';
 
--- Wakes the workers of these queues when this transaction commits. Only a hint: workers also poll.
+-- Wakes the workers of these queues when this transaction commits. Only a hint: workers also poll. Within a finish that also
+-- claims, the queues are only noted: what it takes itself wakes nobody (see finish).
 create or replace function wake(queues text[]) returns void
 language plpgsql
 set search_path from current
 as $$
 begin
+    if current_setting('pgsched.woken', true) <> '' then
+        perform set_config('pgsched.woken', (current_setting('pgsched.woken')::text[] || queues)::text, true);
+        return;
+    end if;
     perform pg_notify(channel(), q) from (select distinct q from unnest(queues) q) d;
 end
 $$;

@@ -209,6 +209,7 @@ comment on function settle(bigint, jsonb, boolean, boolean) is 'How a claim ends
 --   busy         somebody holds the row at this moment: nothing changed, send it again
 --   rolled_back  nothing changed: see settle
 --   stale        this claim is not (or no longer) this worker's: nothing changed
+-- With want {"only_new": true} it claims only where what has ended here has made something ready.
 -- A row without a verdict and a job is a note, as in claim: extra {"release": true} says that others wait for what has ended
 -- here, so that it is worth while to call release() at once.
 -- So it is idempotent, and it raises for no job of a batch. Durable whatever the role's default.
@@ -231,12 +232,17 @@ declare
     jobs bigint[];
     claims bigint[];
     verdicts text[];
+    woken text[];
+    taken integer;
 begin
     select * into me from session_of(worker_id);
     perform force_durable();
     if jsonb_typeof(results) is distinct from 'array' then
         perform refuse('PGS09', 'finish: results must be an array of outcomes',
             'For example [{"job_id": 1, "claim_id": 17592186044417, "outcome": "succeeded"}].');
+    end if;
+    if want <> 'null' then
+        perform set_config('pgsched.woken', '{}', true);
     end if;
     select array_agg(s.job_id), array_agg(s.claim_id), array_agg(s.verdict) into jobs, claims, verdicts
     from settle($1, results) s;
@@ -269,9 +275,22 @@ begin
             null::interval, jsonb_build_object('release', true);
     end if;
     if want <> 'null' then
-        return query
-        select null::text, c.lane, c."position", c.job_id, c.claim_id, c.attempt, c.task, c.args, c.timeout, c.extra
-        from claim_as($1, me.session_no, me.epoch, me.not_before, me.tasks, want) c;
+        woken := current_setting('pgsched.woken')::text[];
+        perform set_config('pgsched.woken', '', true);
+        taken := 0;
+        if woken <> '{}' or want -> 'only_new' is distinct from 'true' then
+            return query
+            select null::text, c.lane, c."position", c.job_id, c.claim_id, c.attempt, c.task, c.args, c.timeout, c.extra
+            from claim_as($1, me.session_no, me.epoch, me.not_before, me.tasks, want) c;
+            get diagnostics taken = row_count;
+        end if;
+        if woken <> '{}' then
+            -- (Where it has taken less than it may, nothing is left in its lanes that it could see. Others look when they poll.)
+            perform wake(array(
+                select q from unnest(woken) q
+                where taken >= coalesce(nullif(want -> 'max_jobs', 'null')::integer, 1)
+                    or not exists (select from jsonb_array_elements(want -> 'lanes') l where l ->> 'queue' = q)));
+        end if;
     end if;
 end
 $$;
