@@ -137,8 +137,8 @@ class Task(Generic[P, C, R]):
         unique_key  at most one job of this task with this key has not ended: while one has not, `enqueue` answers it
         depends_on  jobs that it waits for, until each has succeeded; or the `failure` or `done` of one: `depends_on=[a, b.done]`
         rule        how they decide together: "all" (the default), "any", "none_failed"; or `at_least` so many of them
-        parent      in a handler, `current_job()`: the job is its subtask, which that one ends after, and which is
-                    cancelled where that one does not succeed. It may wait for older subtasks of the same parent, and only those for it
+        parent      in a handler, `current_job()`: the job is its subtask, which that one ends after, and which is cancelled where
+                    that one does not succeed. It may wait for older subtasks of the same parent, and nobody else for it
         connection  the job is made in that connection's transaction and commits with it or not at all
         notify      False: no NOTIFY (which PREPARE TRANSACTION refuses); workers find the job when they poll
         """

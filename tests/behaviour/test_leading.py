@@ -99,11 +99,15 @@ def test_an_outage_longer_than_the_lease_stops_handlers_and_charges_nobody(dsn: 
     with working(apps.app, dsn, lease=SHORT) as worker:
         job = apps.sleeps_a_little.enqueue(60)
         worker.wait_until(f"exists (select from pgsched.running where job_id = {job.id})")
+        assert worker.worker is not None
+        ledger = worker.worker.ledger
+        for _ in range(1000):  # (the claim's answer may still be on its way)
+            if ledger.active:
+                break
+            threading.Event().wait(0.01)
         apps.app.close()
         connection.close()
         server.crash()
-        assert worker.worker is not None
-        ledger = worker.worker.ledger
         for _ in range(1000):
             if not ledger.active:
                 break

@@ -268,7 +268,7 @@ def test_edges_stay_among_the_subtasks_of_one_parent(connection: Any, steps: Ste
             enqueue(connection, **fields)
         assert error.value.sqlstate == "PGS05", what
     jobs = [{"task": "t", "queue": "q", "name": "a", **under(one)}, {"task": "t", "queue": "q", "depends_on": [{"name": "a"}]}]
-    with pytest.raises(psycopg.DatabaseError, match="depends on job .*, a subtask of job"):
+    with pytest.raises(psycopg.DatabaseError, match=r"depends on job .*, a subtask of job"):
         connection.execute("select pgsched.enqueue_many(%s)", (json.dumps(jobs),))
     with pytest.raises(psycopg.DatabaseError, match="a job of a workflow is not a subtask"):
         connection.execute("select pgsched.enqueue_workflow(%s)", (json.dumps({"name": "w", "jobs": jobs[:1]}),))
