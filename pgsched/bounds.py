@@ -16,11 +16,18 @@ Wish = tuple[int, str, str]
 """The first version of Postgres that knows a setting; the setting; what is weaker without it."""
 
 
-def network_wishes(silence_s: int) -> list[Wish]:
-    """That the server notices within about `silence_s` seconds that its client cannot be reached."""
+def network_wishes(silence_s: int, unacknowledged_s: float | None = None) -> list[Wish]:
+    """That the server notices within about `silence_s` seconds that its client cannot be reached; `unacknowledged_s`: an answer
+    that is not acknowledged for so long ends the session (else as `silence_s`).
+    """
+    unacknowledged_ms = int(1000 * (silence_s if unacknowledged_s is None else unacknowledged_s))
     weaker = "a link that was cut is noticed only when the session has been silent for its whole time"
     return [
-        (0, f"tcp_user_timeout = '{silence_s}s'", "an answer that cannot be delivered holds the session for minutes"),
+        (
+            0,
+            f"tcp_user_timeout = '{unacknowledged_ms}ms'",
+            "an answer that cannot be delivered holds the session for minutes",
+        ),
         (0, "tcp_keepalives_idle = 1", weaker),
         (0, "tcp_keepalives_interval = 1", weaker),
         (0, f"tcp_keepalives_count = {max(2, silence_s - 1)}", weaker),

@@ -125,7 +125,8 @@ class Identity:
                 self.doubted.add(pid)
 
         self.doubted.discard(pid)
-        wishes = network_wishes(patience_s)
+        # The last heartbeat that comes through a link which takes no answers back may be a third of the lease late.
+        wishes = network_wishes(patience_s, min(patience_s, (self.times.client - self.times.heartbeat).total_seconds()))
         if longest_s is not None:
             since, setting, weaker = _TRANSACTION
             wishes.append((since, setting.format(bound=int(longest_s * 1000)), weaker))

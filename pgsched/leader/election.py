@@ -24,7 +24,10 @@ T = TypeVar("T")
 log = logging.getLogger("pgsched.leader")
 
 ROUND_S = 1.0
-"""How often a standby tries, and how often a leader does its round."""
+"""How often a standby tries, and how long a duty of a round may take."""
+
+LOOK_S = 0.5
+"""How often a leader does its round: what it is late by to see that a worker's lock is free."""
 
 OVERDUE_S = 10.0
 """A duty that has not succeeded for so long makes the leader give way."""
@@ -160,7 +163,7 @@ class Leader:
             if stop.is_set():
                 return "it was stopped"
             # (A worker whose silence is long enough before the next round is not left waiting for that.)
-            end = min(now() + ROUND_S, silence.next_due(now()))
+            end = min(now() + LOOK_S, silence.next_due(now()))
             if "resign" in await self._heard(connection, stop, end):
                 return "it was asked to resign"
             if stop.is_set():
