@@ -105,6 +105,21 @@ def enqueue(connection: Any, n: int = 1, **options: Any) -> list[int]:
     return [next(iter(row.values())) if isinstance(row, dict) else row[0] for row in rows]
 
 
+def rescue(connection: Any, worker: Steps | int, begun: list[int] | None = None, n: int = 1000) -> dict[str, int]:
+    """The certified rescue, as soon as the server has ended the worker's sessions."""
+    for _ in range(1000):
+        try:
+            call = "select pgsched.rescue(%s, %s, true, %s)"
+            row = connection.execute(call, (worker if isinstance(worker, int) else worker.id, begun, n)).fetchone()
+            answer: dict[str, int] = next(iter(row.values())) if isinstance(row, dict) else row[0]
+            return {name: answer[name] for name in ("moved", "left")}
+        except psycopg.Error as error:
+            if error.sqlstate != "PGS07":
+                raise
+        time.sleep(0.01)
+    raise AssertionError("the sessions never ended")
+
+
 def places(connection: Any) -> dict[int, str]:
     """In which state table each job is."""
     rows = connection.execute(

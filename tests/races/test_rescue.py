@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from harness.protocol import Steps, enqueue, places
+from harness.protocol import Steps, enqueue, places, rescue
 
 
 @pytest.fixture
@@ -15,20 +15,6 @@ def worker(dsn: str) -> Any:
     steps = Steps(dsn)
     yield steps
     steps.close()
-
-
-def rescue(connection: Any, worker: Steps, begun: list[int] | None = None, n: int = 1000) -> dict[str, int]:
-    """The certified rescue, as soon as the server has ended the worker's sessions."""
-    for _ in range(1000):
-        try:
-            call = "select pgsched.rescue(%s, %s, true, %s)"
-            answer: dict[str, int] = connection.execute(call, (worker.id, begun, n)).fetchone()[0]
-            return {name: answer[name] for name in ("moved", "left")}
-        except psycopg.Error as error:
-            if error.sqlstate != "PGS07":
-                raise
-        time.sleep(0.01)
-    raise AssertionError("the sessions never ended")
 
 
 def test_a_worker_that_lives_cannot_be_rescued(worker: Steps, connection: Any) -> None:

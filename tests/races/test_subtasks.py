@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 from harness.graphs import AGAIN, Crowd, release, release_all, work
-from harness.protocol import Blocked, Steps, enqueue, places
+from harness.protocol import Blocked, Steps, enqueue, places, rescue
 
 FULL = bool(os.environ.get("PGSCHED_CAMPAIGN"))
 
@@ -121,7 +121,7 @@ def test_a_dead_workers_job_runs_again_only_after_its_subtasks_have_been_stopped
     [sub] = enqueue(connection, **under(parent))
     claim = steps.claim(1)[0]
     dying.close()
-    connection.execute("select pgsched.rescue(%s, certified => true)", (dying.id,))
+    rescue(connection, dying)
     release_all(connection)
     assert (places(connection)[parent["job_id"]], pending(connection, parent["job_id"])) == ("waiting", "give_back")
     steps.finish(claim)
@@ -440,7 +440,7 @@ def test_a_storm_of_parking_parents_breaks_no_invariant(dsn: str, connection: An
     crowd.end()
     workers = [row[0] for row in connection.execute("select distinct worker_id from pgsched.running").fetchall()]
     for worker in workers:
-        connection.execute("select pgsched.rescue(%s, certified => true)", (worker,))
+        rescue(connection, worker)
     finishing = Crowd(dsn)
     finishing.add(work, 1)
     deadline = time.monotonic() + 60

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from harness.protocol import Blocked, Steps, enqueue, places
+from harness.protocol import Blocked, Steps, enqueue, places, rescue
 
 LEVELS = ["read committed", "repeatable read", "serializable"]
 
@@ -68,17 +68,6 @@ def begun(worker: Steps, dsn: str, connection: Any, level: str = "read committed
     session = JobSession(dsn, claim, level)
     session.write()
     return session
-
-
-def rescue(worker: Steps, connection: Any) -> dict[str, Any]:
-    """Take its jobs, once the server has ended its sessions."""
-    for _ in range(1000):
-        try:
-            return connection.execute("select pgsched.rescue(%s, certified => true)", (worker.id,)).fetchone()[0]
-        except psycopg.Error as error:
-            assert error.sqlstate == "PGS07"
-            time.sleep(0.01)
-    raise AssertionError("its sessions never ended")
 
 
 def effects(connection: Any) -> int:
@@ -258,16 +247,16 @@ def test_a_rescue_steps_over_an_open_finish_and_takes_what_is_left(worker: Steps
     session = begun(worker, dsn, connection)
     session.finish()
     worker.close()
-    assert rescue(worker, connection) == {"moved": 0, "left": 1, "last": None}
+    assert rescue(connection, worker) == {"moved": 0, "left": 1}
     session.commit()
-    assert rescue(worker, connection) == {"moved": 0, "left": 0, "last": None}
+    assert rescue(connection, worker) == {"moved": 0, "left": 0}
     assert effects(connection) == 1 and set(places(connection).values()) == {"succeeded"}
 
 
 def test_after_a_rescue_the_old_transaction_cannot_finish(worker: Steps, dsn: str, connection: Any) -> None:
     session = begun(worker, dsn, connection)
     worker.close()
-    rescue(worker, connection)
+    rescue(connection, worker)
     other = Steps(dsn)
     try:
         claim = other.claim()[0]
