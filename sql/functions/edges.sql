@@ -162,6 +162,7 @@ set search_path from current
 as $$
 declare
     outside bigint[];
+    parents bigint[];
     missing bigint;
     bad record;
 begin
@@ -199,13 +200,15 @@ begin
             bad.place, shown((given[bad.place]).task), shown((given[bad.on_place]).name), bad.on_id), 'Try again.');
     end if;
     -- (Neither column ever changes, so this has no race.)
-    select e.place, coalesce(e.on_id, answers[e.on_place]) as on_id, (given[e.place]).parent_id, p.parent_id as its_parent into bad
+    -- (An array without nulls is read at any place at once, one of rows from its beginning.)
+    parents := array(select coalesce(g.parent_id, 0) from unnest(given) g);
+    select e.place, coalesce(e.on_id, answers[e.on_place]) as on_id, nullif(parents[e.place], 0) as parent_id, nullif(p.parent_id, 0) as its_parent into bad
     from unnest(edges) e
         cross join lateral (
-            select case when e.on_id is null and ids[e.on_place] = answers[e.on_place] then (given[e.on_place]).parent_id
-                else (select j.parent_id from job j where j.id = coalesce(e.on_id, answers[e.on_place])) end as parent_id
+            select case when e.on_id is null and ids[e.on_place] = answers[e.on_place] then parents[e.on_place]
+                else coalesce((select j.parent_id from job j where j.id = coalesce(e.on_id, answers[e.on_place])), 0) end as parent_id
         ) p
-    where ids[e.place] = answers[e.place] and (given[e.place]).parent_id is distinct from p.parent_id
+    where ids[e.place] = answers[e.place] and parents[e.place] <> p.parent_id
     limit 1;
     if found then
         perform refuse('PGS05', format('job %s (task %s) depends on job %s%s', bad.place, shown((given[bad.place]).task), bad.on_id,

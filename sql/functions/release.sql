@@ -40,6 +40,7 @@ declare
     settled bigint[];
     candidates bigint[];
     locked bigint[];
+    below bigint[];
     moved record;
     resumed record;
     is_full boolean := false;
@@ -123,6 +124,25 @@ begin
 
     select * into resumed from resume_parked(array_remove(looks, null), n);
     select * into moved from carry_out(locked);
+    -- What has ended without running has dependents, too: on down, level by level, as far as one call should go. (Their events
+    -- are there, and stay for the next one: this only saves it a call for each level.)
+    below := moved.ended_jobs;
+    while below <> '{}' and moved.ended < n loop
+        select array_agg(p.ended_id), array_agg(p.job_id) into pair_ended, pair_jobs
+        from (
+            select b.id as ended_id, d.job_id
+            from unnest(below) b (id)
+                cross join lateral (select d.job_id from dependency d where d.depends_on_id = b.id order by d.job_id limit n) d
+            limit n
+        ) p;
+        locked := array(
+            select w.job_id from waiting w
+            where w.job_id = any (pair_jobs) and w.reason || '' = 'dependencies'
+            for update skip locked);
+        perform write_outcomes(array_agg(u.job_id), array_agg(u.ended_id))
+        from unnest(pair_jobs, pair_ended) u (job_id, ended_id) where u.job_id = any (locked);
+        select moved.became_ready + c.became_ready, moved.ended + c.ended, c.ended_jobs into moved.became_ready, moved.ended, below from carry_out(locked) c;
+    end loop;
     delete from release_check where id = any (settled);
     perform setval('release_until', until + 1);
     perform setval('release_at', events[cardinality(events)] + 2);

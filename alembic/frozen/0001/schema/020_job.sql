@@ -18,6 +18,7 @@ create table job (
     name text,
     rule text,
     rule_n integer,
+    takes_results boolean,
     parent_id bigint,
     parent_claim_id bigint,
     created_at timestamptz not null default clock_timestamp(),
@@ -58,6 +59,7 @@ comment on column job.workflow_id is 'The workflow that it belongs to, or null.'
 comment on column job.name is 'Its name within the workflow.';
 comment on column job.rule is 'How the outcomes of its dependencies decide; null without dependencies.';
 comment on column job.rule_n is 'The number of rule at_least.';
+comment on column job.takes_results is 'Whether results of its dependencies go into its arguments; null: no.';
 comment on column job.parent_id is 'The running job that made this one as its subtask, or null.';
 comment on column job.parent_claim_id is 'The claim of the parent under which it was made.';
 comment on column job.created_at is 'When it was enqueued (the server''s clock).';
