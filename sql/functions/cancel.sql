@@ -38,7 +38,12 @@ begin
     begin
         -- What waits or is ready, at once; then what runs, has ended, or is on its way.
         select coalesce(array_agg(c.job_id), '{}'), coalesce(array_agg(c.was), '{}') into jobs, states from cancel_waiting(job_ids, left(reason, 500)) c;
-        for id in select i from unnest(job_ids) i except select unnest(jobs) order by 1 loop
+        for id in
+            select i from unnest(job_ids) i
+            except select unnest(jobs)
+            except select f.job_id from finished f where f.job_id = any (job_ids) and f.cause_job_id is null
+            order by 1
+        loop
             state := cancel_one(id, left(reason, 500));
             if state is not null then
                 jobs := jobs || id;
@@ -46,12 +51,11 @@ begin
             end if;
         end loop;
         -- What runs takes its subtasks along. (Its row is held: those that come are refused, those that came are seen.)
-        parents := array(select u.id from unnest(jobs, states) u (id, state) where u.state in ('running', 'cancelling', 'parked'));
+        parents := with_subtasks(job_ids);
         while parents <> '{}' loop
             subtasks := array(
                 select j.id from job j
                 where j.parent_id = any (parents) and (select true from finished f where f.job_id = j.id) is null);
-            parents := '{}';
             exit when subtasks = '{}';
             select coalesce(array_agg(c.job_id), '{}'), coalesce(array_agg(c.was), '{}') into batch, batch_states
             from cancel_waiting(array(select s from unnest(subtasks) s where s <> all (jobs)), left(reason, 500)) c;
@@ -60,9 +64,9 @@ begin
                 if state is not null then
                     batch := batch || id;
                     batch_states := batch_states || state;
-                    parents := parents || id;
                 end if;
             end loop;
+            parents := with_subtasks(subtasks);
             jobs := jobs || batch;
             states := states || batch_states;
         end loop;
@@ -80,6 +84,18 @@ begin
 end
 $$;
 comment on function cancel_many(bigint[], text, boolean) is 'Cancels jobs; answers which it changed and what they were.';
+
+-- Those of these jobs that may have subtasks which have not ended (internal).
+create or replace function with_subtasks(jobs bigint[]) returns bigint[]
+language sql stable
+set search_path from current
+as $$
+select array(
+    select r.job_id from running r where r.job_id = any (jobs) and r.subtasks > 0
+    union all
+    select p.job_id from parked p where p.job_id = any (jobs))
+$$;
+comment on function with_subtasks(bigint[]) is 'Those of these jobs that may have subtasks which have not ended (internal).';
 
 -- Cancels one job; see cancel_many.
 create or replace function cancel(job_id bigint, reason text default null, dry_run boolean default false)

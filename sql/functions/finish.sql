@@ -89,7 +89,7 @@ begin
             cap_s double precision, begun boolean, charged boolean, last_session integer, lenient boolean)
     ),
     mine as materialized (
-        select g.*, r.queue, r.subtasks > 0 as parks, r.attempt, r.lost_attempts, r.worker_id, r.started_at, r.expires_at, r.stop_note, d.died,
+        select g.*, r.queue, r.subtasks > 0 or (select true from job j where j.parent_id = r.job_id and j.parent_claim_id = r.claim_id limit 1) is not null as parks, r.attempt, r.lost_attempts, r.worker_id, r.started_at, r.expires_at, r.stop_note, d.died,
             coalesce(g.begun, r.started_at is not null) as had_begun,
             case
                 when r.stop_reason = 'cancel' then 'cancelled'
@@ -170,6 +170,10 @@ begin
         insert into parked (job_id, claim_id, outcome, lenient, reason, result, run_at, worker_id, started_at, ended_at)
         select job_id, claim_id, fate, coalesce(lenient, false), why, case fate when 'succeeded' then result end, run_at, worker_id, started_at, t
         from settled where parks
+        on conflict (job_id) do update
+        set (claim_id, outcome, lenient, reason, result, run_at, worker_id, started_at, ended_at, above) = (
+            excluded.claim_id, excluded.outcome, excluded.lenient, excluded.reason, excluded.result, excluded.run_at, excluded.worker_id,
+            excluded.started_at, excluded.ended_at, 0)
     ),
     back as (
         insert into ready (queue, priority, job_id, expires_at, attempt, lost_attempts)

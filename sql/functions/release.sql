@@ -147,8 +147,8 @@ begin
     perform setval('release_until', until + 1);
     perform setval('release_at', events[cardinality(events)] + 2);
     return jsonb_build_object('ready', moved.became_ready + resumed.became_ready, 'ended', moved.ended + resumed.ended,
-        'more', is_full or events[cardinality(events)] < until or moved.ended + resumed.ended > 0,
-        'kept', cardinality(events) - cardinality(settled));
+        'more', is_full or resumed.more or events[cardinality(events)] < until or moved.ended + resumed.ended > 0,
+        'kept', cardinality(events) - cardinality(settled) + resumed.kept);
 end
 $$;
 comment on function release(integer) is 'Decides over jobs that wait for dependencies: they become ready, or end without running.';
@@ -260,6 +260,7 @@ declare
     ids bigint[];
     verdicts text[];
     causes bigint[];
+    spared bigint[];
     woken text[];
 begin
     became_ready := 0;
@@ -268,7 +269,13 @@ begin
         array_agg(d.verdict) filter (where d.verdict <> 'met'), array_agg(d.cause) filter (where d.verdict <> 'met')
     into met, ids, verdicts, causes
     from decide(jobs) d where d.verdict <> 'open';
-    if met is not null then
+    -- (A subtask that is to end with its parent is not let run by the end of another one. It is looked at until it has ended.)
+    spared := end_with_parents(met);
+    if spared <> '{}' then
+        met := array(select m from unnest(met) m where m <> all (spared));
+        insert into release_check (look_at_id) select s from unnest(spared) s;
+    end if;
+    if met <> '{}' then
         with gone as (
             delete from waiting w
             where w.reason || '' = 'dependencies' and w.job_id = any (met) and (w.run_at > t) is not true
@@ -337,8 +344,7 @@ declare
     parents bigint[];
     children bigint[];
 begin
-    -- (Whether there is a subtask at all is asked first: it costs next to nothing.)
-    if (select true from job j where j.parent_id > 0 limit 1) then
+    if (select true from subtask_made limit 1) then
         insert into release_check (look_at_id)
         select distinct p.id from ended e cross join lateral (select j.parent_id as id from job j where j.id = e.job_id) p where p.id is not null;
         if found then

@@ -3,14 +3,20 @@
 -- once all of them have ended.
 
 -- Counts new subtasks on the claims that make them. The number is also a lock: whoever cancels that job waits for this, or this for
--- him; a finish meanwhile answers busy; and whoever has an older snapshot of the row gets 40001.
--- Errors: PGS13 the claim is not (or no longer) valid; PGS14 the job is to stop, and makes no new work.
+-- him; a finish meanwhile answers busy; and whoever has an older snapshot of the row gets 40001. So that a session which hangs
+-- holds nobody up for ever, the server ends it when it is idle in this transaction for as long as a rescuer would wait.
+-- A transactional job makes its subtasks in its own transaction, where they are counted at its end (see finish_transaction):
+-- until then it would keep a cancel from its row.
+-- Errors: PGS13 the claim is not (or no longer) valid; PGS14 the job is to stop, and makes no new work; PGS09 the job is
+-- transactional, and this is not its transaction.
 create or replace function count_subtasks(given new_job[]) returns void
 language plpgsql
 set search_path from current
 as $$
 declare
     one record;
+    parent running;
+    longest_ms bigint;
 begin
     for one in
         select g.parent_id, g.parent_claim_id, count(*)::integer as n from unnest(given) g
@@ -18,13 +24,28 @@ begin
     loop
         update running r
         set subtasks = r.subtasks + one.n
-        where r.job_id = one.parent_id and r.claim_id = one.parent_claim_id and r.stop_requested_at is null;
+        where r.job_id = one.parent_id and r.claim_id = one.parent_claim_id and r.stop_requested_at is null and not r.transactional
+        returning r.* into parent;
         if not found then
-            if exists (select from running r where r.job_id = one.parent_id and r.claim_id = one.parent_claim_id) then
+            select * into parent from running r where r.job_id = one.parent_id and r.claim_id = one.parent_claim_id;
+            if parent.job_id is null then
+                perform refuse('PGS13', format('job %s does not run under claim %s: it cannot make subtasks', one.parent_id, one.parent_claim_id),
+                    'Only the handler of a running job makes subtasks, under the fence of its claim.');
+            elsif parent.stop_requested_at is not null then
                 perform refuse('PGS14', format('job %s is to stop: it cannot make subtasks', one.parent_id), 'Its handler is to end now.');
+            elsif current_setting('pgsched.transaction', true) is distinct from one.parent_id || ':' || one.parent_claim_id then
+                perform refuse('PGS09', format('job %s is transactional: its subtasks are made in its own transaction', one.parent_id),
+                    'In Python: using(parent=job, connection=job.connection), so that they come with its success or not at all.');
             end if;
-            perform refuse('PGS13', format('job %s does not run under claim %s: it cannot make subtasks', one.parent_id, one.parent_claim_id),
-                'Only the handler of a running job makes subtasks, under the fence of its claim.');
+            perform set_config('pgsched.subtasks', (coalesce(nullif(current_setting('pgsched.subtasks', true), ''), '0')::integer + one.n)::text, true);
+        else
+            longest_ms := 1000 * extract(epoch from coalesce((select w.rescue_after from worker w where w.id = parent.worker_id), interval '60 s'));
+            if current_setting('idle_in_transaction_session_timeout')::interval not between interval '1 ms' and longest_ms * interval '1 ms' then
+                perform set_config('idle_in_transaction_session_timeout', longest_ms::text, true);
+            end if;
+        end if;
+        if (select true from subtask_made limit 1) is null then
+            insert into subtask_made default values;
         end if;
     end loop;
 end
@@ -32,10 +53,11 @@ $$;
 comment on function count_subtasks(new_job[]) is 'Counts new subtasks on the claims that make them, or refuses (internal).';
 
 -- Looks at jobs that wait for their subtasks: where all have ended, what was pending is carried out (a success is a failure
--- where one of them has failed); where it is no success, those that are open are told to stop, `n` at a time.
--- Answers how many became ready (or wait for their time), and which ended.
--- Locks, all of them skipping what others hold: those rows of waiting; then rows of the subtasks. Who was skipped is looked at again.
-create or replace function resume_parked(jobs bigint[], n integer, out became_ready integer, out ended integer)
+-- where one of them has failed); where it is no success, those that are open are told to stop, `n` at a time. So are those of jobs
+-- that still run and were told to. Answers how many became ready (or wait for their time), which ended, how many subtasks were
+-- told and whether more have to be; and how many could not be looked at, as somebody holds them: those are looked at again.
+-- Locks, all of them skipping what others hold: those rows of waiting; then rows of the subtasks.
+create or replace function resume_parked(jobs bigint[], n integer, out became_ready integer, out ended integer, out told integer, out more boolean, out kept integer)
 language plpgsql
 set search_path from current
 as $$
@@ -43,11 +65,11 @@ declare
     t timestamptz := clock_timestamp();
     held bigint[];
     again bigint[];
+    stopping bigint[];
     pending bigint[];
     firsts bigint[];
     open_ones bigint[];
-    parents bigint[];
-    told bigint[];
+    done bigint[];
     woken text[];
 begin
     became_ready := 0;
@@ -59,36 +81,56 @@ begin
     again := array(
         select w.job_id from waiting w
         where w.job_id = any (jobs) and w.reason || '' = 'subtasks' and w.job_id <> all (held));
-    if held <> '{}' then
-        -- A new statement: whatever ended before the event that led here is seen. What has ended stays so, so each look
-        -- begins where the last one found the first that was open.
-        select coalesce(array_agg(p.job_id), '{}'), array_agg(o.id) into pending, firsts
-        from unnest(held) h (id)
-            cross join lateral (select p.* from parked p where p.job_id = h.id offset 0) p
-            cross join lateral (select s.id from open_subtasks(p.job_id, p.claim_id, p.above) s (id) limit 1) o;
-        update parked p
-        set above = u.first_id - 1
-        from unnest(pending, firsts) u (job_id, first_id)
-        where p.job_id = u.job_id and p.above < u.first_id - 1;
+    -- (Who was told to stop makes no more: so its row need not be held.)
+    stopping := array(select r.job_id from running r where r.job_id = any (jobs) and r.stop_reason = 'cancel' and r.subtasks > 0);
+    -- A new statement: whatever ended before the event that led here is seen. What has ended stays so, so each look begins where
+    -- the last one found the first that was open. (By job_parent alone: no equality lets another index give this order.)
+    select coalesce(array_agg(p.job_id), '{}'), array_agg(o.id) into pending, firsts
+    from unnest(held) h (id)
+        cross join lateral (select p.* from parked p where p.job_id = h.id offset 0) p
+        cross join lateral (
+            select j.id from job j
+            where j.parent_id >= p.job_id and (j.parent_id, j.parent_claim_id, j.id) > (p.job_id, p.claim_id, p.above)
+                and (j.parent_id, j.parent_claim_id) <= (p.job_id, p.claim_id)
+                and (select true from finished f where f.job_id = j.id) is null
+            order by j.parent_id, j.parent_claim_id, j.id
+            limit 1
+        ) o;
+    update parked p
+    set above = u.first_id - 1
+    from unnest(pending, firsts) u (job_id, first_id)
+    where p.job_id = u.job_id and p.above < u.first_id - 1;
 
-        select coalesce(array_agg(s.id), '{}'), array_agg(p.job_id) into open_ones, parents
-        from unnest(pending) u (job_id)
-            cross join lateral (select p.* from parked p where p.job_id = u.job_id and p.outcome <> 'succeeded' offset 0) p
+    open_ones := array(
+        select s.id
+        from (
+            select p.job_id, p.claim_id, p.above
+            from unnest(pending) u (job_id)
+                cross join lateral (select p.* from parked p where p.job_id = u.job_id and p.outcome <> 'succeeded' offset 0) p
+            union all
+            select r.job_id, r.claim_id, 0
+            from unnest(stopping) u (job_id) cross join lateral (select r.* from running r where r.job_id = u.job_id offset 0) r
+        ) p
             cross join lateral (
-                select s.id from open_subtasks(p.job_id, p.claim_id, p.above) s (id)
-                where (select r.stop_reason from running r where r.job_id = s.id) is distinct from 'cancel'
-                    and (select q.outcome from parked q where q.job_id = s.id) is distinct from 'cancelled'
+                select j.id from job j
+                where j.parent_id >= p.job_id and (j.parent_id, j.parent_claim_id, j.id) > (p.job_id, p.claim_id, p.above)
+                    and (j.parent_id, j.parent_claim_id) <= (p.job_id, p.claim_id)
+                    and (select true from finished f where f.job_id = j.id) is null
+                    and (select r.stop_reason from running r where r.job_id = j.id) is distinct from 'cancel'
+                    and (select q.outcome from parked q where q.job_id = j.id) is distinct from 'cancelled'
+                order by j.parent_id, j.parent_claim_id, j.id
                 limit n
-            ) s;
-        told := end_subtasks(open_ones, parents);
-        again := again || array(
-            select distinct u.parent from unnest(open_ones, parents) u (id, parent) where u.id <> all (told)
-            union
-            select u.parent from unnest(parents) u (parent) group by u.parent having count(*) = n);
-
-        select * into became_ready, ended, woken from carry_out_parked(array(select h.id from unnest(held) h (id) where h.id <> all (pending)), t) c;
+            ) s
+        limit n);
+    done := end_subtasks(open_ones);
+    told := cardinality(done);
+    more := cardinality(open_ones) = n and told > 0;
+    if cardinality(open_ones) = n or told < cardinality(open_ones) then
+        again := again || pending || stopping;
     end if;
+    kept := cardinality(again);
     insert into release_check (look_at_id) select distinct a.id from unnest(again) a (id);
+    select * into became_ready, ended, woken from carry_out_parked(array(select h.id from unnest(held) h (id) where h.id <> all (pending)), t) c;
     perform wake(woken);
 end
 $$;
@@ -164,19 +206,19 @@ select ((select count(*) from waits) + (select count(*) from back))::integer, (s
 $$;
 comment on function carry_out_parked(bigint[], timestamptz) is 'Carries out what was pending for jobs whose subtasks have all ended (internal).';
 
--- Ends subtasks of jobs that did not succeed: what waits or is ready ends as cancelled, what runs is told to stop. Answers those
--- that it could; it waits for nobody.
-create or replace function end_subtasks(jobs bigint[], parents bigint[]) returns bigint[]
+-- Ends subtasks of jobs that did not succeed: what waits or is ready ends as cancelled, what runs is told to stop (and its own
+-- subtasks are looked at). Answers those that it could; it waits for nobody.
+create or replace function end_subtasks(jobs bigint[]) returns bigint[]
 language plpgsql
 set search_path from current
 as $$
 declare
-    told bigint[] := '{}';
+    told bigint[];
     batch bigint[];
-    rows record;
+    worker bigint;
 begin
     if jobs = '{}' then
-        return told;
+        return jobs;
     end if;
     with waited as (
         delete from waiting w
@@ -199,8 +241,8 @@ begin
         delete from job_key k where k.job_id = any (array(select g.job_id from gone g))
     ), ends as (
         insert into finished (job_id, queue, state, reason, attempt, finished_at)
-        select g.job_id, g.queue, 'cancelled', end_with_parent(u.parent), g.attempt, clock_timestamp()
-        from gone g join unnest(jobs, parents) u (id, parent) on u.id = g.job_id
+        select g.job_id, g.queue, 'cancelled', end_with_parent(g.job_id), g.attempt, clock_timestamp()
+        from gone g
         on conflict (job_id) do nothing
         returning job_id
     )
@@ -208,57 +250,84 @@ begin
 
     batch := array(
         select r.job_id from running r
-        where r.job_id = any (jobs) and r.job_id <> all (told) and r.stop_reason is distinct from 'cancel'
+        where r.job_id = any (jobs) and r.stop_reason is distinct from 'cancel'
         for update skip locked);
-    for rows in
+    for worker in
         update running r
-        set stop_requested_at = clock_timestamp(), stop_reason = 'cancel', stop_note = end_with_parent(u.parent)
-        from unnest(jobs, parents) u (id, parent)
-        where u.id = r.job_id and r.job_id = any (batch)
+        set stop_requested_at = clock_timestamp(), stop_reason = 'cancel', stop_note = end_with_parent(r.job_id)
+        where r.job_id = any (batch)
         returning r.worker_id
     loop
-        perform pg_notify(stop_channel(), rows.worker_id::text);
+        perform pg_notify(stop_channel(), worker::text);
     end loop;
+    insert into release_check (ended_id)
+    select u.id from unnest(batch) u (id) where (select true from dependency d where d.depends_on_id = u.id limit 1);
+    insert into release_check (look_at_id)
+    select r.job_id from running r where r.job_id = any (batch) and r.subtasks > 0;
     told := told || batch;
 
     batch := array(
         select w.job_id from waiting w
-        where w.job_id = any (jobs) and w.job_id <> all (told) and w.reason || '' = 'subtasks'
+        where w.job_id = any (jobs) and w.reason || '' = 'subtasks'
         for update skip locked);
-    perform cancel_parked(batch, (select end_with_parent(u.parent) from unnest(jobs, parents) u (id, parent) where u.id = any (batch) limit 1));
-    return told || batch;
+    return told || array(select cancel_parked(batch, null));
 end
 $$;
-comment on function end_subtasks(bigint[], bigint[]) is 'Ends subtasks of jobs that did not succeed (internal).';
+comment on function end_subtasks(bigint[]) is 'Ends subtasks of jobs that did not succeed (internal).';
 
--- Of jobs that wait for their subtasks, and whose rows in waiting the caller holds: they are to end as cancelled. Answers those of
--- which that is new.
+-- Of jobs that wait for their subtasks, and whose rows in waiting the caller holds: they are to end as cancelled, and can be
+-- nothing else from now on for those that wait for them. `reason` null: as subtasks of another one. Answers those of which that
+-- is new.
 create or replace function cancel_parked(jobs bigint[], reason text) returns setof bigint
 language sql
 set search_path from current
 as $$
 with changed as (
     update parked p
-    set outcome = 'cancelled', reason = cancel_parked.reason, result = null, run_at = null
+    set outcome = 'cancelled', reason = coalesce(cancel_parked.reason, end_with_parent(p.job_id)), result = null, run_at = null
     where p.job_id = any (jobs) and p.outcome <> 'cancelled'
     returning p.job_id
-), noted as (
+), looks as (
     insert into release_check (look_at_id) select c.job_id from changed c
+), events as (
+    insert into release_check (ended_id)
+    select c.job_id from changed c where (select true from dependency d where d.depends_on_id = c.job_id limit 1)
 )
 select c.job_id from changed c
 $$;
 comment on function cancel_parked(bigint[], text) is 'Of jobs that wait for their subtasks: they are to end as cancelled (internal).';
 
 -- Why a subtask was cancelled, in words.
-create or replace function end_with_parent(parent bigint) returns text
+create or replace function end_with_parent(the_job bigint) returns text
 language sql stable
 set search_path from current
 as $$
-select format('cancelled: job %s, of which it is a subtask, %s', parent,
-    case p.outcome when 'failed' then 'has failed' when 'cancelled' then 'was cancelled' else 'runs again' end)
-from (select (select p.outcome from parked p where p.job_id = parent)) p (outcome)
+select format('cancelled: job %s, of which it is a subtask, %s', j.parent_id,
+    case (select p.outcome from parked p where p.job_id = j.parent_id)
+        when 'failed' then 'has failed' when 'retry' then 'runs again' when 'snooze' then 'runs again' when 'conflict' then 'runs again'
+        when 'give_back' then 'runs again' else 'was cancelled' end)
+from job j where j.id = the_job
 $$;
 comment on function end_with_parent(bigint) is 'Why a subtask was cancelled, in words (internal).';
+
+-- Which of these jobs are subtasks that are to end, as their parent does not succeed.
+create or replace function end_with_parents(jobs bigint[]) returns bigint[]
+language plpgsql stable
+set search_path from current
+as $$
+begin
+    if (select true from subtask_made limit 1) is null then
+        return '{}';
+    end if;
+    return array(
+        select u.id
+        from unnest(jobs) u (id) cross join lateral (select j.parent_id as id from job j where j.id = u.id) p
+        where p.id is not null and (
+            (select q.outcome from parked q where q.job_id = p.id) <> 'succeeded'
+            or (select r.stop_reason from running r where r.job_id = p.id) = 'cancel'));
+end
+$$;
+comment on function end_with_parents(bigint[]) is 'Which of these jobs are subtasks that are to end with their parent (internal).';
 
 -- Notes that jobs wait for their subtasks: those may have ended already.
 create or replace function tell_parked() returns trigger
@@ -269,6 +338,9 @@ begin
     insert into release_check (look_at_id) select p.job_id from new_ones p;
     if found then
         perform set_config('pgsched.events', 'yes', true);
+        insert into release_check (ended_id)
+        select p.job_id from new_ones p
+        where p.outcome = 'cancelled' and (select true from dependency d where d.depends_on_id = p.job_id limit 1);
     end if;
     return null;
 end

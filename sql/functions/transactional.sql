@@ -125,6 +125,10 @@ begin
         perform refuse('PGS13', format('job %s: claim %s is not (or no longer) valid', job_id, claim_id),
             'Its worker was given up, or the claim has ended: what this transaction has done is rolled back.');
     end if;
+    -- (What it has made is counted here, under the lock that a cancel would have waited for.)
+    if coalesce(current_setting('pgsched.subtasks', true), '') <> '' then
+        update running r set subtasks = r.subtasks + current_setting('pgsched.subtasks')::integer where r.job_id = mine.job_id;
+    end if;
     perform force_durable();
     perform set_config('idle_in_transaction_session_timeout',
         (1000 * extract(epoch from coalesce((select w.rescue_after from worker w where w.id = mine.worker_id), interval '60 s')))::bigint::text, true);

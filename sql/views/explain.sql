@@ -54,7 +54,8 @@ begin
                 from (select count(*) as n from parked p cross join lateral open_subtasks(p.job_id, p.claim_id, p.above) where p.job_id = the_job) c
                 where n > most);
     elsif j.cause_job_id is not null then
-        said := said || format('It ended because of %s. Retry that one to let this one wait again.', label(j.cause_job_id));
+        said := said || format('It ended because of %s. Retry %s to let this one wait again.', label(j.cause_job_id),
+            case when d.parent_id is null then 'that one' else 'its parent, which makes its subtasks anew,' end);
     end if;
     if d.parent_id is not null then
         said := said || format('It is a subtask of %s.', label(d.parent_id));

@@ -194,19 +194,100 @@ def test_a_finish_steps_over_a_job_that_is_making_a_subtask(connection: Any, oth
     assert places(connection) == {parent["job_id"]: "waiting", sub: "ready"}
 
 
-def test_a_transactional_job_with_an_old_snapshot_does_not_end_beside_a_new_subtask(connection: Any, other: Any, steps: Steps) -> None:
-    """(R47, 7) Its transaction began before the subtask was made on another connection."""
-    parent = running(connection, steps)
-    steps.work.execute("select * from pgsched.begin(%s, %s)", (steps.id, json.dumps([{"job_id": parent["job_id"], "claim_id": parent["claim_id"], "transactional": True}])))
-    other.execute("begin isolation level repeatable read")
-    other.execute("select pgsched.begin_transaction(%s, %s)", (parent["job_id"], parent["claim_id"]))
-    [sub] = enqueue(connection, **under(parent))
-    with pytest.raises(psycopg.errors.SerializationFailure):
-        other.execute("select pgsched.finish_transaction(%s, %s)", (parent["job_id"], parent["claim_id"]))
-    other.execute("rollback")
-    assert steps.finish(parent, outcome="conflict") == ["accepted"]
+@pytest.mark.parametrize("level", ["read committed", "repeatable read", "serializable"])
+def test_a_transactional_job_makes_its_subtasks_in_its_own_transaction(connection: Any, other: Any, steps: Steps, level: str) -> None:
+    """(R47, 7) On another connection they would be made beside an old snapshot; in its own they hold up no cancel, and come with
+    its success or not at all."""
+    for ends in ("accepted", "cancelled"):
+        parent = running(connection, steps)
+        claim = {"job_id": parent["job_id"], "claim_id": parent["claim_id"]}
+        steps.work.execute("select * from pgsched.begin(%s, %s)", (steps.id, json.dumps([claim])))
+        other.execute(f"begin isolation level {level}")
+        other.execute("select pgsched.begin_transaction(%s, %s)", (parent["job_id"], parent["claim_id"]))
+        with pytest.raises(psycopg.DatabaseError, match="its subtasks are made in its own transaction") as error:
+            enqueue(connection, **under(parent))
+        assert error.value.sqlstate == "PGS09"
+        enqueue(other, 2, **under(parent))
+        enqueue(other, 1, **under(parent))
+        if ends == "cancelled":
+            connection.execute("set lock_timeout = '2s'")
+            assert connection.execute("select * from pgsched.cancel(%s)", (parent["job_id"],)).fetchall() == [(parent["job_id"], "running")]
+            with pytest.raises(psycopg.DatabaseError) as error:
+                other.execute("select pgsched.finish_transaction(%s, %s)", (parent["job_id"], parent["claim_id"]))
+            assert error.value.sqlstate in ("PGS14", "40001")
+            other.execute("rollback")
+            assert steps.finish(parent, outcome="cancelled") == ["cancelled"]
+        else:
+            other.execute("select pgsched.finish_transaction(%s, %s)", (parent["job_id"], parent["claim_id"]))
+            other.execute("commit")
+            release_all(connection)
+            assert state(connection, parent["job_id"])[0] == "parked"
+            steps.finish(*steps.claim())
+        release_all(connection)
+        assert state(connection, parent["job_id"])[0] == {"accepted": "succeeded", "cancelled": "cancelled"}[ends]
+    assert connection.execute("select count(*) from pgsched.job where parent_id is not null").fetchone() == (3,)
+
+
+def test_the_subtasks_of_a_subtask_that_is_told_to_stop_end_although_it_runs_on(connection: Any, steps: Steps) -> None:
+    top = running(connection, steps)
+    enqueue(connection, **under(top))
+    middle = steps.claim(1)[0]
+    low = enqueue(connection, 2, **under(middle))
+    steps.finish(top, outcome="failed", error="no")
     release_all(connection)
-    assert places(connection)[sub] == "cancelled"
+    assert [places(connection)[job] for job in low] == ["cancelled", "cancelled"]
+    assert state(connection, low[0])[1] == f"cancelled: job {middle['job_id']}, of which it is a subtask, was cancelled"
+    steps.finish(middle)
+    release_all(connection)
+    assert (places(connection)[middle["job_id"]], places(connection)[top["job_id"]]) == ("cancelled", "failed")
+
+
+def test_a_cancel_finds_the_subtasks_of_one_that_was_told_before(connection: Any, steps: Steps) -> None:
+    top = running(connection, steps)
+    enqueue(connection, **under(top))
+    middle = steps.claim(1)[0]
+    [low] = enqueue(connection, **under(middle))
+    steps.finish(top, outcome="failed", error="no")
+    release(connection, 1)  # (it has told the one in the middle, and has not looked at that yet)
+    answer = connection.execute("select * from pgsched.cancel(%s)", (top["job_id"],)).fetchall()
+    assert places(connection)[low] == "cancelled"
+    assert (low, "ready") in answer or answer == [(top["job_id"], "parked")]
+    steps.finish(middle)
+    release_all(connection)
+    assert places(connection)[top["job_id"]] == "cancelled"
+
+
+def test_a_subtask_that_is_to_end_is_not_let_run_by_the_end_of_its_sibling(connection: Any, other: Any, steps: Steps) -> None:
+    parent = running(connection, steps)
+    [first] = enqueue(connection, **under(parent))
+    [second] = enqueue(connection, depends_on=[{"job": first, "on": "done"}], **under(parent))
+    steps.finish(parent, outcome="failed", error="no")
+    with other.transaction():
+        other.execute("select from pgsched.waiting where job_id = %s for update", (second,))
+        for _ in range(3):
+            release(connection, 1)
+        assert places(connection)[first] == "cancelled"
+    for _ in range(5):
+        release(connection, 1)
+        assert places(connection)[second] != "ready"
+    release_all(connection, 1)
+    assert places(connection)[second] == "cancelled"
+
+
+def test_a_release_ends_so_many_subtasks_and_says_that_there_are_more(connection: Any, steps: Steps) -> None:
+    parents = [running(connection, steps) for _ in range(5)]
+    for parent in parents:
+        enqueue(connection, 20, **under(parent))
+    steps.finish(*parents, outcome="failed", error="no")
+    rounds = []
+    while (answer := release(connection, 30))["more"]:
+        rounds.append(connection.execute("select count(*) from pgsched.finished").fetchone()[0])
+        assert len(rounds) < 50, answer
+    assert max(b - a for a, b in zip([0, *rounds], rounds, strict=False)) <= 30 + len(parents)
+    release_all(connection, 30)
+    assert connection.execute("select state, count(*) from pgsched.finished group by state order by state").fetchall() == [("cancelled", 100), ("failed", 5)]
+    reasons = connection.execute("select count(distinct reason) from pgsched.finished where state = 'cancelled'").fetchone()
+    assert reasons == (5,), "each says whose subtask it was"
 
 
 def test_a_parked_job_that_is_cancelled_ends_its_dependents_at_once_and_itself_with_its_subtasks(connection: Any, steps: Steps) -> None:

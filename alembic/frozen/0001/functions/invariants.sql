@@ -134,6 +134,18 @@ from job j join running r on r.job_id = j.parent_id and r.claim_id = j.parent_cl
 where not exists (select from finished f where f.job_id = j.id)
     and not exists (select from running s where s.job_id = j.id and s.stop_reason = 'cancel')
     and not exists (select from parked s where s.job_id = j.id and s.outcome = 'cancelled')
+    and not exists (select from release_check e where e.look_at_id = j.parent_id)
+union all
+select 'subtasks of what has not succeeded end with it, or it is looked at', j.id, format('claim %s of job %s', j.parent_claim_id, j.parent_id)
+from job j join parked p on p.job_id = j.parent_id and p.claim_id = j.parent_claim_id and p.outcome <> 'succeeded'
+where not exists (select from finished f where f.job_id = j.id)
+    and not exists (select from running s where s.job_id = j.id and s.stop_reason = 'cancel')
+    and not exists (select from parked s where s.job_id = j.id and s.outcome = 'cancelled')
+    and not exists (select from release_check e where e.look_at_id = j.parent_id)
+union all
+select 'a claim knows that it has made subtasks', j.parent_id, format('job %s', j.id)
+from job j join running r on r.job_id = j.parent_id and r.claim_id = j.parent_claim_id
+where r.subtasks = 0
 union all
 select 'whose subtasks have all ended does not wait without being looked at', p.job_id, p.outcome
 from parked p

@@ -83,20 +83,21 @@ end
 $$;
 comment on function prune(interval, integer) is 'Removes jobs that ended longer ago than older_than, in chunks of n; answers how many went.';
 
--- Whether somebody has still to notice the end of this job, or to take its result.
+-- Whether somebody has still to notice the end of this job, or to take its result. A subtask is kept as long as its parent, whose
+-- dependents may take its result.
 create or replace function is_needed(the_job bigint) returns boolean
-language sql stable
+language plpgsql stable
 set search_path from current
+set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 as $$
-select exists (select from release_check e where e.ended_id = the_job)
-    or exists (select from release_check e where e.look_at_id = the_job)
-    or exists (  -- (a parent that has not ended, or whose subtasks' results somebody may still take)
-        select from job j join job p on p.id = j.parent_id
-        where j.id = the_job and ((select true from finished f where f.job_id = p.id) is null or exists (
+begin
+    return exists (select from release_check e where e.ended_id = the_job)
+        or exists (select from release_check e where e.look_at_id = the_job)
+        or (select true from job p where p.id = (select j.parent_id from job j where j.id = the_job)) is not null
+        or exists (
             select from dependency d
-            where d.depends_on_id = p.id and (d.outcome is null or (select true from finished x where x.job_id = d.job_id) is null))))
-    or exists (
-        select from dependency d
-        where d.depends_on_id = the_job and (d.outcome is null or (select true from finished x where x.job_id = d.job_id) is null))
+            where d.depends_on_id = the_job and (d.outcome is null or (select true from finished x where x.job_id = d.job_id) is null));
+end
 $$;
 comment on function is_needed(bigint) is 'Whether somebody has still to notice the end of this job, or to take its result (internal).';

@@ -32,15 +32,14 @@ begin
             end if;
             perform refuse('PGS09', format('retry: job %s has not ended: it is %s', the_job,
                 coalesce((select s.state from jobs s where s.id = the_job), 'between two states')), 'Only what has ended can run again.');
+        elsif (select j.parent_id from job j where j.id = the_job) is not null then
+            perform refuse('PGS09', format('retry: job %s is a subtask of job %s', the_job, (select j.parent_id from job j where j.id = the_job)),
+                'Retry that one: it makes its subtasks anew.');
         elsif f.state = 'succeeded' then
             perform refuse('PGS09', format('retry: job %s has succeeded', the_job), 'Enqueue a new job to do it again.');
         elsif f.cause_job_id is not null and coalesce((select c.state from finished c where c.job_id = f.cause_job_id), 'gone') in ('failed', 'cancelled', 'skipped') then
             perform refuse('PGS09', format('retry: job %s was %s because of job %s', the_job, f.state, f.cause_job_id),
                 format('Retry job %s: this one then waits for its dependencies again.', f.cause_job_id));
-        end if;
-        if (select j.parent_id from job j where j.id = the_job) is not null then
-            perform refuse('PGS09', format('retry: job %s is a subtask of job %s', the_job, (select j.parent_id from job j where j.id = the_job)),
-                'Retry that one: it makes its subtasks anew.');
         end if;
         if lacks_input(the_job) then
             perform refuse('PGS09', format('retry: job %s takes the result of a job that was pruned', the_job), 'Enqueue a new job with that as an argument.');

@@ -13,6 +13,7 @@ create table waiting (
     constraint waiting_reason_is_known check (reason in
         ('scheduled', 'retry', 'unknown_task', 'signal', 'dependencies', 'subtasks', 'limit')),
     constraint waiting_for_time_has_a_time check (reason not in ('scheduled', 'retry', 'unknown_task') or run_at is not null),
+    constraint waiting_for_subtasks_is_for_nothing_else check (reason <> 'subtasks' or (run_at is null and expires_at is null)),
     constraint waiting_run_at_is_finite check (run_at >= '0001-01-01 00:00+00' and run_at < '9999-01-01 00:00+00'),
     constraint waiting_queue_is_a_name check (length(queue) between 1 and 100),
     constraint waiting_attempt_is_a_count check (attempt between 0 and 2147483646 and lost_attempts between 0 and 2147483646)

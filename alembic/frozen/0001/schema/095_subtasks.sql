@@ -1,5 +1,11 @@
 -- What becomes of a job whose subtasks have still to end.
 
+create table subtask_made (
+    made_at timestamptz not null default clock_timestamp()
+);
+comment on table subtask_made is 'Has a row as soon as a subtask was ever made (a few, where several were the first): where there is none, nobody needs to ask whose subtask a job is.';
+comment on column subtask_made.made_at is 'When.';
+
 create table parked (
     job_id bigint primary key,
     claim_id bigint not null,
