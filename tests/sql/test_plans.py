@@ -153,7 +153,14 @@ SCENARIOS = {
             union all (select job_id from pgsched.ready where queue = 'mail' order by job_id limit 10)
             union all (select job_id from pgsched.waiting order by job_id limit 10)
             union all (select job_id from pgsched.finished order by job_id limit 10)) j))""",
-        {"cancel_many": {"waiting", "ready", "job", "job_key"}, "cancel_one": {"running", "ready", "waiting", "finished", "job"}},
+        {"cancel_many": {"waiting", "ready", "job", "job_key", "finished"}, "cancel_one": {"running"}},
+    ),
+    "cancel_one, of what has moved on meanwhile": Scenario(
+        """select count(pgsched.cancel_one(i, null)) from (
+            (select job_id as i from pgsched.ready where queue = 'mail' order by job_id limit 10)
+            union all (select job_id from pgsched.waiting order by job_id limit 10)
+            union all (select job_id from pgsched.finished order by job_id limit 10)) j""",
+        {"cancel_one": {"running", "ready", "waiting", "finished", "job"}},
     ),
     "cancel_many with dependents": Scenario(
         """select * from pgsched.cancel_many(coalesce((select array_agg(d.depends_on_id) from (

@@ -125,7 +125,7 @@ begin
     done := end_subtasks(open_ones);
     told := cardinality(done);
     more := cardinality(open_ones) = n and told > 0;
-    if cardinality(open_ones) = n or told < n and told < cardinality(open_ones) then
+    if cardinality(open_ones) = n or told < cardinality(open_ones) then
         again := again || pending || stopping;
     end if;
     kept := cardinality(again);

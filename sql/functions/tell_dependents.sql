@@ -1,0 +1,70 @@
+-- Notes that jobs have ended for which others wait, or whose subtasks they are: the one home of that, whoever inserts into finished. What is simple is decided
+-- here and at once, so that a chain needs no second transaction: a dependent that may run now, all of whose other edges are
+-- decided, and whose row nobody holds. (Not one that can never run: its own end would come back here, as deep as the graph.)
+-- The edges are read in a later statement than the one that ended the jobs: it sees all that was committed before. At other
+-- isolation levels nothing of the kind can be known, so each end is noted.
+create or replace function tell_dependents() returns trigger
+language plpgsql
+set search_path from current
+as $$
+declare
+    most constant integer := 8;
+    parents bigint[];
+    children bigint[];
+begin
+    if (select true from subtask_made limit 1) then
+        insert into release_check (look_at_id)
+        select distinct p.id from ended e cross join lateral (select j.parent_id as id from job j where j.id = e.job_id) p where p.id is not null;
+        if found then
+            perform set_config('pgsched.events', 'yes', true);
+        end if;
+    end if;
+    if current_setting('transaction_isolation') <> 'read committed' then
+        insert into release_check (ended_id) select e.job_id from ended e;
+        return null;
+    end if;
+    parents := array(select e.job_id from ended e where (select true from dependency d where d.depends_on_id = e.job_id limit 1));
+    if parents = '{}' then
+        return null;
+    end if;
+    children := array(
+        select c.id
+        from (
+            select distinct d.job_id as id
+            from unnest(parents) p (id)
+                cross join lateral (
+                    select d.job_id from dependency d where d.depends_on_id = p.id and d.outcome is null order by d.job_id limit most
+                ) d
+        ) c
+        where (select true from dependency o where o.job_id = c.id and o.outcome is null and o.depends_on_id <> all (parents) limit 1) is null);
+    if children <> '{}' then
+        children := array(
+            select w.job_id from waiting w
+            where w.job_id = any (children) and w.reason || '' = 'dependencies'
+            for update skip locked);
+        perform write_outcomes(array_agg(d.job_id), array_agg(d.depends_on_id))
+        from unnest(children) c (id) cross join lateral (
+            select d.job_id, d.depends_on_id from dependency d
+            where d.job_id = c.id and d.outcome is null and d.depends_on_id = any (parents)
+            offset 0) d;
+        perform carry_out(children, only_met => true);
+    end if;
+    insert into release_check (ended_id)
+    select p.id from unnest(parents) p (id)
+    where (
+        select true from dependency d
+        where d.depends_on_id = p.id and (
+            d.outcome is null or (select true from waiting w where w.job_id = d.job_id and w.reason || '' = 'dependencies'))
+        limit 1);
+    if found then
+        perform set_config('pgsched.events', 'yes', true);
+    end if;
+    return null;
+end
+$$;
+comment on function tell_dependents() is 'Notes that jobs have ended for which others wait, and decides what is simple (internal: a trigger of finished).';
+
+create or replace trigger tell_dependents after insert on finished
+referencing new table as ended
+for each statement execute function tell_dependents();
+comment on trigger tell_dependents on finished is 'What waits for these jobs is looked at.';
