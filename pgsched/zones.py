@@ -169,10 +169,8 @@ def _info(name: str) -> ZoneInfo:
             f'timezone "{name}" is an abbreviation, which says nothing about summer time or stands for several places; '
             f"name a place: {meant}"
         )
-    if name in _NOT_A_PLACE:
-        raise ScheduleError(
-            f'timezone "{name}" is no place; name one, such as America/New_York, or {_NOT_A_PLACE[name]}'
-        )
+    if name in _NO_PLACES:
+        raise ScheduleError(f'timezone "{name}" is no place; name one, such as America/New_York, or UTC')
     if re.fullmatch(
         r"(?!posix/|right/)[A-Za-z][A-Za-z0-9_+/-]*", name, re.ASCII
     ):  # (those have leap seconds, or are copies)
