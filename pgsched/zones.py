@@ -17,10 +17,10 @@ from pgsched.errors import ScheduleError, shown
 
 DAY = 86400
 EPOCH = datetime(1970, 1, 1)
-FIRST = int((datetime(1, 1, 3) - EPOCH).total_seconds())
-"""Nothing is looked at before: a wall clock west of Greenwich has no time there that Python could hold."""
+FIRST = int((datetime(1, 1, 6) - EPOCH).total_seconds())
+"""There are no ticks before: west of Greenwich Python could not hold the wall clock's time."""
 HORIZON = int((datetime(9999, 1, 1) - EPOCH).total_seconds())
-"""Nothing is looked at from here on."""
+"""There are no ticks from here on."""
 NEAR = 2 * DAY
 """Two offsets are less than this apart, so whatever shows the same wall clock twice lies within."""
 
@@ -130,9 +130,8 @@ class Zone:
     def _look_up(self, year: int) -> tuple[list[int], list[Stretch]]:
         """A look at each day finds every change: in all zones, since there are any, two are at least 95 hours apart (a test says
         so of the zone database at hand)."""
-        start, end = (
-            max(FIRST - NEAR // 2, int((datetime(y, 1, 1) - EPOCH).total_seconds())) for y in (year, year + 1)
-        )
+        start = max(FIRST - 3 * DAY, int((datetime(year, 1, 1) - EPOCH).total_seconds()))
+        end = int((datetime(year, 12, 31) - EPOCH).total_seconds()) + (DAY if year < 9999 else 0)
         changes: list[tuple[int, int, int]] = []
         before = offset = first = self._offset(start - 1)
         for low in range(start - 1, end - 1, DAY):
