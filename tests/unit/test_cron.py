@@ -139,8 +139,9 @@ CHANGES: list[tuple[str, str, str, list[str]]] = [
     # two hours
     ("30 2 * * *", "Antarctica/Troll", "2024-03-30T12:00", ["2024-03-31 01:00", "2024-04-01 00:30"]),
     ("30 1 * * *", "Antarctica/Troll", "2024-10-26T12:00", ["2024-10-26 23:30", "2024-10-28 01:30"]),
-    # three hours and four: the gap is too long (Casey, 2020-10-04 00:01; 2018-03-11 04:00 is back by three)
+    # three hours, the longest gap that is made up for, and seven
     ("30 1 * * *", "Antarctica/Casey", "2020-10-03T10:00", ["2020-10-03 16:01", "2020-10-04 14:30"]),
+    ("0 3 * * *", "Antarctica/Vostok", "1994-10-31T02:00", ["1994-10-31 03:00", "1994-11-01 20:00"]),
     # summer time that is called winter time, and clocks that change about Ramadan
     ("30 1 * * *", "Europe/Dublin", "2024-03-30T23:00", ["2024-03-31 01:00", "2024-04-01 00:30"]),
     ("30 1 * * *", "Europe/Dublin", "2024-10-26T23:00", ["2024-10-27 00:30", "2024-10-28 01:30"]),
