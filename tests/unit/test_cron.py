@@ -5,8 +5,10 @@ The zones' changes of clocks, all of them, are in test_cron_transitions.py.
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -207,6 +209,17 @@ def test_a_leader_with_other_zone_data_makes_the_same_wall_clock_time_only_once(
     assert (made.at, made.nominal) == (at("2024-06-01T08:00"), datetime(2024, 6, 1, 9))
     assert next(older.after(made.at)).at == at("2024-06-01T09:00"), "by the instant alone it would be made twice"
     assert next(older.after(made.at, made.nominal)).at == at("2024-06-02T09:00")
+
+
+def test_the_table_in_the_docs_is_what_happens() -> None:
+    page = (Path(__file__).parents[2] / "docs/schedules.md").read_text()
+    rows = re.findall(r"^\| `([^`]+)` \| (\w+/\w+) \| (\d{4}-\d\d-\d\d) \| ([\d: ]*)\|", page, re.M)
+    assert len(rows) >= 12
+    for text, name, day, stated in rows:
+        local = datetime.fromisoformat(day).date()
+        found = rhythm(text, name).after(datetime.fromisoformat(day).replace(tzinfo=UTC) - timedelta(days=2))
+        near = [tick.at for tick in islice(found, 20)]
+        assert [f"{tick:%H:%M}" for tick in near if tick.astimezone(ZoneInfo(name)).date() == local] == stated.split(), (text, name, day)
 
 
 # the newest ticks
