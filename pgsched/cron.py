@@ -126,11 +126,9 @@ class Rhythm:
     def _ticks(self, start: int, end: int) -> Iterator[Tick]:
         """The ticks from `start` up to, not including, `end`."""
         start = max(start, FIRST)
-        return (
-            self._cron_ticks(self._cron, start, end)
-            if isinstance(self._cron, CronText)
-            else self._intervals(self._cron, start, end)
-        )
+        if isinstance(self._cron, Every):
+            return self._intervals(self._cron, start, end)
+        return self._cron_ticks(self._cron, start, end)
 
     def _intervals(self, cron: Every, start: int, end: int) -> Iterator[Tick]:
         interval, anchor = cron.interval // _SECOND, _whole(cron.anchor)
@@ -144,31 +142,21 @@ class Rhythm:
             begins, ends, offset, before = self._zone.stretch(start)
             limit = min(ends, end) + offset
             wall = text.next(start + offset, limit)
-            missed = (
-                self._missed(text, begins + before, begins + offset)
-                if once and start == begins and before < offset
-                else []
-            )
+            missed = self._missed(text, begins + before, begins + offset) if once and start == begins else []
             if missed and not (wall == start + offset < limit and self._zone.instants(wall)[0] == start):
-                yield _tick(start, missed[-1], f"moved to the end of the gap: {_not_there(missed)}")
+                yield _tick(start, missed[-1], _moved(missed))
                 missed = []
             while wall < limit:
-                at, remark = wall - offset, None
-                if at < begins + NEAR or at >= ends - NEAR:
-                    same = self._zone.instants(wall)
-                    remark = (
-                        f"also for what the gap leaves out: {_not_there(missed)}" if missed else _which(wall, at, same)
-                    )
+                at = wall - offset
+                same = [at] if begins + NEAR <= at < ends - NEAR else self._zone.instants(wall)
+                if at == same[0] or not once:
+                    yield _tick(at, wall, _also(missed) if missed else _which(wall, at, same))
                     missed = []
-                    if once and at != same[0]:
-                        wall = text.next(wall + 1, limit)
-                        continue
-                yield _tick(at, wall, remark)
                 wall = text.next(wall + 1, limit)
             start = ends
 
     def _missed(self, text: CronText, low: int, high: int) -> list[int]:
-        """The matching times in a gap of the wall clock that is not too long."""
+        """The matching times in a gap of the wall clock, if there is one, and not too long."""
         missed: list[int] = []
         wall = text.next(low, high) if high - low <= LONGEST_GAP else high
         while wall < high:
@@ -206,6 +194,14 @@ def _which(wall: int, at: int, same: list[int]) -> str | None:
         return None
     number = ("first", "second", "third")[same.index(at)]
     return f"{number} of {('two', 'three')[len(same) - 2]} {_clock(wall)}"
+
+
+def _moved(missed: list[int]) -> str:
+    return f"moved to the end of the gap: {_not_there(missed)}"
+
+
+def _also(missed: list[int]) -> str:
+    return f"also for what the gap leaves out: {_not_there(missed)}"
 
 
 def _not_there(missed: list[int]) -> str:

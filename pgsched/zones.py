@@ -128,8 +128,7 @@ class Zone:
         return offset.days * DAY + offset.seconds
 
     def _look_up(self, year: int) -> tuple[list[int], list[Stretch]]:
-        """A look at each day finds every change: in all zones, since there are any, two are at least 95 hours apart (a test says
-        so of the zone database at hand)."""
+        """A look at each day finds every change: in all zones, since there are any, two were at least 95 hours apart."""
         start = max(FIRST - 3 * DAY, int((datetime(year, 1, 1) - EPOCH).total_seconds()))
         end = int((datetime(year, 12, 31) - EPOCH).total_seconds()) + (DAY if year < 9999 else 0)
         changes: list[tuple[int, int, int]] = []
@@ -170,9 +169,8 @@ def _info(name: str) -> ZoneInfo:
         )
     if name in _NO_PLACES:
         raise ScheduleError(f'timezone "{name}" is no place; name one, such as America/New_York, or UTC')
-    if re.fullmatch(
-        r"(?!posix/|right/)[A-Za-z][A-Za-z0-9_+/-]*", name, re.ASCII
-    ):  # (those have leap seconds, or are copies)
+    # (What begins with right/ counts leap seconds, which zoneinfo does not.)
+    if re.fullmatch(r"(?!posix/|right/)[A-Za-z][A-Za-z0-9_+/-]*", name, re.ASCII):
         try:
             return ZoneInfo(name)
         except (ZoneInfoNotFoundError, ValueError, OSError):  # (also what is a folder, as "America" is)
