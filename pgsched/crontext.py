@@ -70,9 +70,8 @@ class CronText:
         self._second, self._minute, self._hour = _following(second, 60), _following(minute, 60), _following(hour, 24)
         self._first = self._hour[0] * 3600 + self._minute[0] * 60 + self._second[0]
         self._days, self._months, self._weekdays = days, month, weekdays
-        self._tables: dict[tuple[int, int], list[int]] = {}
-        months = {(weekday, length) for m in month for length in _LENGTHS[m] for weekday in range(7)}
-        if all(self._day_table(*shape)[1] < 0 for shape in months):
+        shapes = ((weekday, length) for m in month for length in _LENGTHS[m] for weekday in range(7))
+        if all(self._month(*shape)[1] < 0 for shape in shapes):
             also = f' that is also a day of week "{fields[-1]}"' if fields[-1] != "*" else ""
             raise ScheduleError(
                 f'cron "{shown(text)}" never fires: in month "{fields[-2]}" there is no day of month "{fields[-3]}"{also}'
@@ -107,25 +106,14 @@ class CronText:
             year, month, of_month = there.year, there.month, there.day
             length = _LENGTHS[month][-1] if month != 2 or calendar.isleap(year) else 28
             if month in self._months:
-                shape = ((day - of_month + 1) % 7, length)
-                found = (self._tables.get(shape) or self._day_table(*shape))[of_month]
+                found = self._month((day - of_month + 1) % 7, length)[of_month]
                 if found > 0:
                     return day - of_month + found
             day += length - of_month + 1
         return day
 
-    def _day_table(self, weekday: int, length: int) -> list[int]:
-        """For each day of a month that begins on that weekday (0 is Sunday) the first from there on that matches, or -1."""
-        last = {length} if LAST in self._days else set()
-        by_month = {day for day in range(1, length + 1) if day in self._days} | last
-        by_week = {
-            day
-            for day in range(1, length + 1)
-            if not self._weekdays.isdisjoint({of_week := (weekday + day - 1) % 7, nth(of_week, (day + 6) // 7)})
-        }
-        table = _following(by_month & by_week if self._both else by_month | by_week, length + 1)
-        self._tables[weekday, length] = table
-        return table
+    def _month(self, weekday: int, length: int) -> list[int]:
+        return _day_table(self._days, self._weekdays, self._both, weekday, length)
 
 
 LAST = -1
@@ -135,6 +123,19 @@ LAST = -1
 def nth(weekday: int, number: int) -> int:
     """Among the days of the week: the number-th of them in its month, as one value that is no weekday."""
     return 10 * number + weekday
+
+
+@functools.lru_cache(maxsize=4096)
+def _day_table(days: frozenset[int], weekdays: frozenset[int], both: bool, weekday: int, length: int) -> list[int]:
+    """For each day of a month that begins on that weekday (0 is Sunday) the first from there on that matches, or -1."""
+    month = range(1, length + 1)
+    by_month = {day for day in month if day in days or (day == length and LAST in days)}
+    by_week = set()
+    for day in month:
+        of_week = (weekday + day - 1) % 7
+        if of_week in weekdays or nth(of_week, (day + 6) // 7) in weekdays:
+            by_week.add(day)
+    return _following(by_month & by_week if both else by_month | by_week, length + 1)
 
 
 def _following(values: set[int] | frozenset[int], size: int) -> list[int]:

@@ -729,7 +729,7 @@ GUARDS = [
     Guard(
         "an expression that never fires is refused",
         "pgsched/crontext.py",
-        "if all(self._day_table(*shape)[1] < 0 for shape in months):",
+        "if all(self._month(*shape)[1] < 0 for shape in shapes):",
         "if False:",
         "tests/unit/test_cron.py::test_a_wrong_text_is_refused_with_its_field_and_what_is_allowed_there",
     ),
