@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from typing import Any
 from zoneinfo import ZoneInfo
 
 MINUTE = timedelta(minutes=1)
-WALKED = timedelta(days=3)
-COMPARED = timedelta(days=2)
+WALKED = timedelta(days=2)
+COMPARED = timedelta(days=1)
 LONGEST_GAP = timedelta(hours=3)
 
 
@@ -52,7 +53,7 @@ def rule(**fields: Any) -> Rule:
 
 
 EXPRESSIONS = {
-    "* * * * *": rule(star=True, both=True),
+    "*/5 * * * *": rule(minutes=range(0, 60, 5), star=True, both=True),
     "*/15 * * * *": rule(minutes=range(0, 60, 15), star=True, both=True),
     "30 * * * *": rule(minutes=[30], star=True, both=True),
     "*/20 0-3 * * *": rule(minutes=[0, 20, 40], hours=range(4), star=True, both=True),
@@ -72,13 +73,13 @@ EXPRESSIONS = {
 
 def offset(zone: ZoneInfo, at: datetime) -> timedelta:
     found = at.astimezone(zone).utcoffset()
-    assert found is not None and not found % MINUTE, "after 2000 all offsets are whole minutes"
+    assert found is not None and not found.seconds % 60, "after 2000 all offsets are whole minutes"
     return found
 
 
 def transitions(zone: ZoneInfo, first: int, last: int) -> Iterator[datetime]:
-    """When the clocks change from the year `first` up to, not including, `last`: a look each three hours, then by halves."""
-    at, end, step = datetime(first, 1, 1, tzinfo=UTC), datetime(last, 1, 1, tzinfo=UTC), timedelta(hours=3)
+    """When the clocks change from the year `first` up to, not including, `last`: a look each twelve hours, then by halves."""
+    at, end, step = datetime(first, 1, 1, tzinfo=UTC), datetime(last, 1, 1, tzinfo=UTC), timedelta(hours=12)
     before = offset(zone, at)
     while at < end:
         later = at + step
@@ -94,20 +95,23 @@ def transitions(zone: ZoneInfo, first: int, last: int) -> Iterator[datetime]:
 
 @dataclass(frozen=True)
 class Window:
-    """The clocks of a zone around a change: for each UTC minute from `start` on, the offset."""
+    """The clocks of a zone around a change: from `start` on, each offset that they had, and for how many minutes."""
 
     start: datetime
-    offsets: tuple[timedelta, ...]
+    offsets: tuple[tuple[timedelta, int], ...]
 
     def walk(self) -> list[tuple[datetime, datetime]]:
         """Each UTC minute with what the clock on the wall shows."""
+        each = [ahead for ahead, minutes in self.offsets for _ in range(minutes)]
         naive = self.start.replace(tzinfo=None)
-        return [(self.start + number * MINUTE, naive + number * MINUTE + ahead) for number, ahead in enumerate(self.offsets)]
+        return [(self.start + number * MINUTE, naive + number * MINUTE + ahead) for number, ahead in enumerate(each)]
 
 
 def window(zone: ZoneInfo, change: datetime) -> Window:
+    """Each minute's offset is looked up."""
     start = change - WALKED
-    return Window(start, tuple(offset(zone, start + number * MINUTE) for number in range(2 * WALKED // MINUTE)))
+    each = (offset(zone, start + number * MINUTE) for number in range(2 * WALKED // MINUTE))
+    return Window(start, tuple((ahead, len(list(minutes))) for ahead, minutes in groupby(each)))
 
 
 def ticks(of: Rule, walk: list[tuple[datetime, datetime]]) -> list[datetime]:

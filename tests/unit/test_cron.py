@@ -17,7 +17,7 @@ from croniter import croniter
 from croniter.croniter import CroniterError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from unit.cron_oracle import Rule, compared, ticks, transitions, window
+from unit.cron_oracle import COMPARED, Rule, compared, ticks, transitions, window
 
 import pgsched
 from pgsched.cron import Every, Rhythm, Tick, every, next_ticks, rhythm
@@ -497,14 +497,14 @@ CHANGED = [(name, change) for name in ZONES for change in transitions(ZoneInfo(n
 def test_any_text_ticks_as_a_walk_through_every_minute_says(text_and_rule: tuple[str, Rule], changed: tuple[str, datetime]) -> None:
     (text, of), (name, change) = text_and_rule, changed
     expected = compared(ticks(of, window(ZoneInfo(name), change).walk()), change)
-    start = change - timedelta(days=2)
+    start = change - COMPARED
     try:
         found = next_ticks(text, name, after=start, count=len(expected) + 1)
     except ScheduleError as refused:
         assert "never fires" in str(refused) and expected == []
     else:
         assert found[: len(expected)] == expected
-        assert found[len(expected)] > change + timedelta(days=2)
+        assert found[len(expected)] > change + COMPARED
 
 
 @settings(max_examples=150, deadline=None)
