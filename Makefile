@@ -25,7 +25,7 @@ test-faults: .venv/ready-dev
 
 # The full sizes: what `make test` runs in a short form.
 campaign: .venv/ready-dev
-	@PGSCHED_CAMPAIGN=1 $(BIN)/python -m pytest tests/faults tests/sql
+	@PGSCHED_CAMPAIGN=1 $(BIN)/python -m pytest tests/faults tests/sql tests/unit
 
 # 100,000 jobs while something fails every second, for ten minutes: make faults ARGS="--seconds 60 --jobs 10000 --seed 7"
 faults: .venv/ready-dev

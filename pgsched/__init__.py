@@ -25,6 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pgsched.answers import JobInfo
 from pgsched.app import App
 from pgsched.context import JobContext, current_job
+from pgsched.cron import Every, every, next_ticks
 from pgsched.errors import (
     AccessError,
     ArgumentsError,
@@ -52,6 +53,7 @@ from pgsched.errors import (
     RemoteError,
     ResultError,
     ResultTooLarge,
+    ScheduleError,
     SchemaError,
     StaleClaim,
     TaskError,
@@ -82,6 +84,7 @@ __all__ = [
     "DatabaseError",
     "EmbeddedPostgresError",
     "Enqueuer",
+    "Every",
     "Exponential",
     "InvalidCall",
     "InvalidJob",
@@ -106,6 +109,7 @@ __all__ = [
     "RemoteError",
     "ResultError",
     "ResultTooLarge",
+    "ScheduleError",
     "SchemaError",
     "StaleClaim",
     "Task",
@@ -119,4 +123,6 @@ __all__ = [
     "WorkflowRun",
     "__version__",
     "current_job",
+    "every",
+    "next_ticks",
 ]

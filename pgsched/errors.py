@@ -17,6 +17,10 @@ class UsageError(PgschedError):
     """A call that cannot be meant as it stands: an unknown task, a blocking call in a running event loop, no DSN."""
 
 
+class ScheduleError(UsageError):
+    """A schedule that cannot be meant: a cron text that is wrong or never fires, an unknown time zone, a naive datetime."""
+
+
 class ConnectError(PgschedError):
     """The database does not answer."""
 
@@ -269,3 +273,9 @@ def primary(error: BaseException) -> str:
         return error.diag.message_primary
     text = str(error).strip()
     return (text if isinstance(error, ConnectError) else text.partition("\n")[0]) or type(error).__name__
+
+
+def shown(text: str) -> str:
+    """A text of somebody else's as it can stand in a message: not too long, and nothing in it that cannot be printed."""
+    short = text if len(text) <= 80 else f"{text[:77]}..."
+    return short if short.isprintable() else short.encode("unicode_escape").decode()
