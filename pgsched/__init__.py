@@ -61,9 +61,11 @@ from pgsched.errors import (
     WorkerRescued,
     WorkflowFailed,
 )
+from pgsched.failed import FailedGroup, FailedJob, FailedJobs, RetriedJobs
 from pgsched.job import Job
-from pgsched.retry import Exponential
+from pgsched.retry import Exponential, Fixed, Linear, Never, never
 from pgsched.task import BoundTask, Enqueuer, Task
+from pgsched.verdicts import Cancel, Retry, Snooze
 from pgsched.workflow import Node, Workflow, WorkflowRun
 
 try:
@@ -77,12 +79,17 @@ __all__ = [
     "ArgumentsError",
     "ArgumentsTooLarge",
     "BoundTask",
+    "Cancel",
     "ClaimCancelled",
     "ConnectError",
     "DatabaseError",
     "EmbeddedPostgresError",
     "Enqueuer",
     "Exponential",
+    "FailedGroup",
+    "FailedJob",
+    "FailedJobs",
+    "Fixed",
     "InvalidCall",
     "InvalidJob",
     "Job",
@@ -94,6 +101,8 @@ __all__ = [
     "JobStopped",
     "JobUnsuccessful",
     "KeyContended",
+    "Linear",
+    "Never",
     "NoSession",
     "Node",
     "NotAdopted",
@@ -106,7 +115,10 @@ __all__ = [
     "RemoteError",
     "ResultError",
     "ResultTooLarge",
+    "RetriedJobs",
+    "Retry",
     "SchemaError",
+    "Snooze",
     "StaleClaim",
     "Task",
     "TaskError",
@@ -119,4 +131,5 @@ __all__ = [
     "WorkflowRun",
     "__version__",
     "current_job",
+    "never",
 ]
