@@ -59,7 +59,10 @@ VERDICTS = Retry, Cancel, Snooze
 
 def span_of(verdict: Retry | Snooze) -> timedelta | None:
     """Its wait; None where there is none, or a handler has put something else there."""
-    after: Any = getattr(verdict, "after", None)
+    try:
+        after: Any = verdict.after
+    except Exception:
+        return None
     return after if isinstance(after, timedelta) and timedelta(0) <= after <= MOST_WAIT else None
 
 

@@ -259,6 +259,14 @@ class Attempt:
         text = outcome.raised(work.job_id, work.claim_id, error, task.retry, work.attempt, final=final)
         return Ended(text, error=error)
 
+    def told(self, error: BaseException) -> Ended:
+        """`raised`, whatever the exception's own code does when it is looked at."""
+        try:
+            return self.raised(error)
+        except BaseException as worse:
+            why = f"its end could not be told: {type(worse).__name__}"
+            return Ended(outcome.failed(self.work.job_id, self.work.claim_id, why), error=worse)
+
     def _is_stopped(self, error: BaseException) -> bool:
         """Whether it ended because it was told to. (A thread that waited for the database had its statement
         cancelled; at repeatable read the word itself is a conflict.)"""

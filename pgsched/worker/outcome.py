@@ -13,6 +13,7 @@ from pgsched.verdicts import Cancel, Retry, Snooze, span_of
 _TRACEBACK_CHARS = 20_000
 _ERROR_CHARS = 10_000
 _TYPE_CHARS = 200
+_REASON_CHARS = 1000
 
 
 def succeeded(job_id: int, claim_id: int, returned: Returned, result: Any, lenient: bool = False) -> str:
@@ -36,9 +37,9 @@ def raised(
     """The handler has raised `error` in attempt number `attempt`; `final`: once more would change nothing; `conflict`: its
     transaction met another's."""
     if isinstance(error, Cancel):
-        return cancelled(job_id, claim_id, _words(error))
+        return cancelled(job_id, claim_id, _reason(error))
     if isinstance(error, Snooze) and (wait := span_of(error)) is not None:
-        return json.dumps(_of(job_id, claim_id, "snooze") | {"after_s": wait.total_seconds(), "reason": _words(error)})
+        return json.dumps(_of(job_id, claim_id, "snooze") | {"after_s": wait.total_seconds(), "reason": _reason(error)})
     asks = isinstance(error, Retry)
     own = None if retry is None else retry.as_data()
     said = Ruling(policy=own) if asks or conflict or final else ruling(retry, error, attempt)
@@ -50,7 +51,7 @@ def raised(
     frames += f"\n({said.complaint})" if said.complaint else ""
     fields = _of(job_id, claim_id, kind) | {
         "error_type": _type_of(error),
-        "error": _words(error),
+        "error": _clean(_text(error), _ERROR_CHARS),
         "traceback": _clean(frames, _TRACEBACK_CHARS),
     }
     if kind != "failed" and said.policy is not None:
@@ -107,9 +108,14 @@ def _of(job_id: int, claim_id: int, outcome: str) -> dict[str, Any]:
     return {"job_id": job_id, "claim_id": claim_id, "outcome": outcome}
 
 
-def _words(error: BaseException) -> str:
+def _reason(verdict: Cancel | Snooze) -> str:
+    """What the handler said, its beginning where it is long."""
+    return storable(_text(verdict))[:_REASON_CHARS]
+
+
+def _text(error: BaseException) -> str:
     try:
-        return _clean(str(error), _ERROR_CHARS)
+        return str(error)
     except BaseException:  # (an exception's own code may raise anything)
         return "its text cannot be made"
 

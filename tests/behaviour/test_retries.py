@@ -104,7 +104,7 @@ def test_a_function_decides_and_one_that_fails_loses_nothing(place: Any, app: pg
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda task: task.name)
 def test_any_error_of_a_handler_is_kept_and_stops_no_neighbour(place: Any, app: pgsched.App, dsn: str, connection: Any) -> None:
-    for what in ("unwieldy", "group", "rude", "nul", "exit"):
+    for what in ("unwieldy", "slippery", "group", "rude", "nul", "exit"):
         place.enqueue(what)
     place.enqueue("retry")
     work_until(app, dsn, STILL, executors=1)

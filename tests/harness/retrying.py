@@ -39,6 +39,17 @@ class Unwieldy(Exception):
         self.call = lambda: None
 
 
+class Slippery(Exception):
+    """One that raises when it is looked at."""
+
+    @property
+    def __class__(self) -> Any:
+        raise ZeroDivisionError
+
+    @__class__.setter
+    def __class__(self, value: Any) -> None: ...
+
+
 class Rude(BaseException):
     """One that no `except Exception` catches."""
 
@@ -73,6 +84,7 @@ def act(what: str) -> Any:
         "connection": lambda: ConnectionRefusedError("nobody there"),
         "permission": lambda: PermissionError("not you"),
         "unwieldy": Unwieldy,
+        "slippery": Slippery,
         "group": lambda: ExceptionGroup("several", [ValueError("one"), OSError("two")]),
         "rude": lambda: Rude("rude"),
         "nul": lambda: type("Nul", (Exception,), {"__qualname__": "Nu\0l"})("a\0b"),
