@@ -99,7 +99,7 @@ GUARDS = [
     Guard(
         "a policy's function that fails loses no job",
         "pgsched/retry.py",
-        "answer, complaint = None, f\"its function for retries raised {type(raised).__name__}\"",
+        'answer, complaint = None, f"its function for retries raised {type(raised).__name__}"',
         "raise raised",
         "tests/unit/test_retry.py::test_a_function_that_raises_or_answers_nonsense_loses_nothing",
     ),
