@@ -1,11 +1,13 @@
-"""Claims and lists beside many other jobs: what they take on small tables and on large ones, on every Postgres found.
+"""Claims, lists, and the look for what is due beside many other jobs: what they take on small tables and on large ones, on every
+Postgres found.
 
     python benchmarks/large.py [--rows 1000000] [--times 200] [--pg 18]
 
 Each Postgres is one of its own (fsync on, in a temporary folder: TMPDIR says on which disk). It gets as many ready,
 waiting (scheduled far ahead) and finished jobs as --rows says, by SQL that fills the tables directly; half of each
 for the lists. A claim of 100 jobs is timed as a call and with its commit, and finished outside the time; in turn with it
-the floor is timed: the same moves of rows in one bare statement. Figures of a shared machine: read the ratios.
+the floor is timed: the same moves of rows in one bare statement. At the end as many jobs wait for their next attempt, some of
+them due each time stage() is called, and a hundredth of as many more jobs have failed. Figures of a shared machine: read the ratios.
 """
 
 from __future__ import annotations
@@ -44,6 +46,14 @@ insert into finished (job_id, queue, state, claim_id, attempt, worker_id, starte
         now(), now()
     from plan;
 select setval('job_id_seq', %(start)s + 3 * %(n)s);
+"""
+# As many in backoff, within the hour; of each 100 that will be due first, the time is moved to now before a call of stage().
+BACKOFF = """
+insert into waiting (job_id, queue, reason, run_at, attempt)
+select %(start)s + i, 'mail', 'retry', now() + interval '10 min' + i * interval '3 ms', 1 from generate_series(1, %(n)s) i;
+insert into job (id, task, queue, max_attempts) select %(start)s + i, 'send', 'mail', 9 from generate_series(1, %(n)s) i;
+insert into attempt_log (job_id, claim_id, attempt, state, error_type, error, ended_at)
+    select f.job_id, f.claim_id, 1, 'failed', 'ValueError', 'no order ' || f.job_id, now() from finished f where f.state = 'failed';
 """
 INFO = {
     "protocol": 1, "name": "bench", "host": "here", "pid": 1, "app": "bench", "queues": ["mail"], "concurrency": 100,
@@ -114,6 +124,25 @@ class Bench:
         took.setdefault(f"{name}: with commit", []).append((committed - began) * 1000)
         return rows
 
+    def fill_backoff(self, n: int) -> None:
+        """Let n more jobs wait for their next attempt."""
+        with self.session.transaction(), psycopg.ClientCursor(self.session) as cursor:
+            cursor.execute("set local search_path = pgsched, pg_temp")
+            cursor.execute(BACKOFF, {"n": n, "start": self.filled * 3})
+
+    def staged(self, times: int, due: int) -> Iterator[float]:
+        """Milliseconds of calls of stage() when so many are due."""
+        move = (
+            "update pgsched.waiting set run_at = now() where job_id = any (array("
+            "select job_id from pgsched.waiting where reason = 'retry' order by run_at limit %s))"
+        )
+        for _ in range(times):
+            if due:
+                self.session.execute(move, [due])
+            took, rows = self.timed("select pgsched.stage(1000) as said")
+            assert rows[0]["said"]["staged"] == due and rows[0]["said"]["next_at"], rows
+            yield took
+
     def listed(self, times: int, state: str | None, queue: str | None) -> Iterator[float]:
         """Milliseconds of lists of 50 jobs."""
         for _ in range(times):
@@ -150,6 +179,16 @@ def measure(binaries: Binaries, n: int, times: int) -> Iterator[tuple[str, list[
             yield from bench.claims(times, f", {n:,} ready, waiting, finished")
             bench.session.execute("vacuum (analyze)")
             yield from bench.claims(times, ", the same after vacuum and analyze")
+            bench.fill_backoff(n)
+            beside = f", {n:,} in backoff, {n:,} scheduled"
+            yield f"stage{beside}: nothing is due", list(bench.staged(times, 0))
+            yield "   100 are due", list(bench.staged(times, 100))
+            bench.session.execute("vacuum (analyze)")
+            yield "   nothing is due, after vacuum and analyze", list(bench.staged(times, 0))
+            yield "   100 are due", list(bench.staged(times, 100))
+            for what in ("failed_groups()", "failed_groups(error => 'no such')", "list_failed(error => 'no such', queue => 'rare')"):
+                query = f"select * from pgsched.{what}"
+                yield f"{what}, {n // 100:,} of {n:,}", [bench.timed(query)[0] for _ in range(times // 10)]
             bench.session.close()
 
 

@@ -63,9 +63,11 @@ from pgsched.errors import (
     WorkerRescued,
     WorkflowFailed,
 )
+from pgsched.failed import FailedGroup, FailedJob, FailedJobs, RetriedJobs
 from pgsched.job import Job
-from pgsched.retry import Exponential
+from pgsched.retry import Exponential, Fixed, Linear, Never, never
 from pgsched.task import BoundTask, Enqueuer, Task
+from pgsched.verdicts import Cancel, Retry, Snooze
 from pgsched.workflow import Node, Workflow, WorkflowRun
 
 try:
@@ -79,6 +81,7 @@ __all__ = [
     "ArgumentsError",
     "ArgumentsTooLarge",
     "BoundTask",
+    "Cancel",
     "ClaimCancelled",
     "ConnectError",
     "DatabaseError",
@@ -86,6 +89,10 @@ __all__ = [
     "Enqueuer",
     "Every",
     "Exponential",
+    "FailedGroup",
+    "FailedJob",
+    "FailedJobs",
+    "Fixed",
     "InvalidCall",
     "InvalidJob",
     "Job",
@@ -97,6 +104,8 @@ __all__ = [
     "JobStopped",
     "JobUnsuccessful",
     "KeyContended",
+    "Linear",
+    "Never",
     "NoSession",
     "Node",
     "NotAdopted",
@@ -109,8 +118,11 @@ __all__ = [
     "RemoteError",
     "ResultError",
     "ResultTooLarge",
+    "RetriedJobs",
+    "Retry",
     "ScheduleError",
     "SchemaError",
+    "Snooze",
     "StaleClaim",
     "Task",
     "TaskError",
@@ -124,5 +136,6 @@ __all__ = [
     "__version__",
     "current_job",
     "every",
+    "never",
     "next_ticks",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
@@ -12,8 +12,9 @@ from pgsched.calls import Call
 from pgsched.client import Client
 from pgsched.context import JobContext
 from pgsched.errors import TaskError, UsageError
+from pgsched.failed import FailedJobs, such
 from pgsched.job import Job
-from pgsched.retry import Exponential
+from pgsched.retry import Policy, for_task
 from pgsched.run import AsyncConnection, Connection, arun, run
 from pgsched.task import AnyTask, BoundTask, Options, Running, Task, TaskDecorator
 from pgsched.workflow import Workflow
@@ -65,7 +66,7 @@ class App:
         name: str | None = None,
         queue: str | None = None,
         priority: int | None = None,
-        retry: Exponential | None = None,
+        retry: Policy | None = None,
         timeout: timedelta | None = None,
         secret: Iterable[str] = (),
         executor: Literal["thread", "process"] | None = None,
@@ -81,7 +82,7 @@ class App:
         name: str | None = None,
         queue: str | None = None,
         priority: int | None = None,
-        retry: Exponential | None = None,
+        retry: Policy | None = None,
         timeout: timedelta | None = None,
         secret: Iterable[str] = (),
         executor: Literal["thread", "process"] | None = None,
@@ -95,7 +96,7 @@ class App:
         name      how it is stored; else the function's qualified name without the module (which differs between
                   `python producer.py` and a worker)
         queue, priority   for its jobs, unless a call says otherwise
-        retry     what happens after a failed attempt; without it a job has one
+        retry     what happens after a failed attempt: `Exponential`, `Linear` or `Fixed`; without it a job has one
         timeout   how long one attempt may take
         secret    names of parameters that are shown masked (they are stored in the clear)
         executor  where a `def` task runs: "thread", or "process" for one of its own, which can be killed; else as the worker's
@@ -109,14 +110,11 @@ class App:
 
         Raises `TaskError` for a doubled name, or a signature whose arguments cannot be stored by name.
         """
-        if retry is not None and not isinstance(retry, Exponential):
-            raise TaskError(
-                f"@task: retry is {retry!r}; it must be a policy such as pgsched.Exponential(max_attempts=5)"
-            )
+        policy, max_attempts = for_task(retry)
         defaults = Options(
             queue=queue,
             priority=priority,
-            max_attempts=retry.max_attempts if retry else None,
+            max_attempts=max_attempts,
             timeout=self._timeout if timeout is None else timeout,
         )
         if subtask_failures not in ("fail", "ignore"):
@@ -131,7 +129,7 @@ class App:
         if output not in ("inherit", "keep", "discard"):
             raise TaskError(f'@task: output is {output!r}: it is "inherit", "keep" or "discard"')
         hidden = (secret,) if isinstance(secret, str) else tuple(secret)
-        decorator = TaskDecorator(self, name, defaults, retry, hidden, running)
+        decorator = TaskDecorator(self, name, defaults, policy, hidden, running)
         return decorator if function is None else decorator(function)
 
     def register(self, task: Task[P, Any, R]) -> Task[P, Any, R]:
@@ -191,6 +189,25 @@ class App:
         if not isinstance(name, str) or not 1 <= len(name) <= 200 or "\0" in name:
             raise UsageError(f"workflow: its name is {name!r:.80}: a text of 1 to 200 characters without NUL")
         return Workflow(self, name)
+
+    def failed(
+        self,
+        *,
+        task: str | AnyTask | None = None,
+        error: str | None = None,
+        queue: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> FailedJobs:
+        """Jobs that have failed for good, in every queue of the database unless one is named: `app.failed(task=send).groups()`,
+        `.jobs()`, `.retry()`.
+
+        error   the type of the last attempt's error, or a part of its text, in any case of letters
+        since, until   when they ended: from `since` to before `until`
+
+        Nothing is sent yet. Raises `UsageError` for a naive time.
+        """
+        return FailedJobs(self.client, such(task, error, queue, since, until))
 
     def run_worker(self, **options: Any) -> int:
         """Run a worker as the main program of this process until it is told to stop (SIGTERM, SIGINT); its exit code.

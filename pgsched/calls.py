@@ -17,6 +17,8 @@ from pgsched.answers import Ended
 T = TypeVar("T")
 Rows = list[tuple[Any, ...]]
 
+_SUCH = "%(task)s, %(error)s, %(queue)s, %(since)s::timestamptz, %(until)s::timestamptz"
+
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
@@ -133,6 +135,23 @@ class Calls:
         return self._call(
             "select job_id, was from @retry(%(id)s, %(dry)s)", lambda rows: dict(rows), id=job_id, dry=dry_run
         )
+
+    def failed_groups(self, such: Mapping[str, Any], limit: int) -> Call[list[dict[str, Any]]]:
+        """The failed jobs that are meant (see `pgsched.failed.such`), counted by task and error."""
+        text = f"select to_jsonb(f) from @failed_groups({_SUCH}, %(limit)s::integer) f"
+        return self._call(text, _column, limit=limit, **such)
+
+    def list_failed(
+        self, such: Mapping[str, Any], limit: int, before_id: int | None = None
+    ) -> Call[list[dict[str, Any]]]:
+        """The failed jobs that are meant, newest first."""
+        text = f"select to_jsonb(f) from @list_failed({_SUCH}, %(before)s::bigint, %(limit)s::integer) f"
+        return self._call(text, _column, limit=limit, before=before_id, **such)
+
+    def retry_failed(self, such: Mapping[str, Any], limit: int, dry_run: bool, above: int) -> Call[Rows]:
+        """Let failed jobs with ids above `above` run again: rows of (job_id, outcome, why)."""
+        text = f"select job_id, outcome, why from @retry_failed({_SUCH}, %(limit)s::integer, %(dry)s, %(above)s)"
+        return self._call(text, lambda rows: rows, limit=limit, dry=dry_run, above=above, **such)
 
     def explain(self, job_id: int) -> Call[str]:
         """Why a job is where it is, in plain sentences."""

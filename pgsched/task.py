@@ -15,7 +15,7 @@ from pgsched.context import JobContext
 from pgsched.edges import Edge, HasEdge, Path, Rule, as_json, edges_to
 from pgsched.errors import ArgumentsError, TaskError, UsageError
 from pgsched.job import Job
-from pgsched.retry import Exponential
+from pgsched.retry import Policy
 from pgsched.returned import Returned
 from pgsched.run import AsyncConnection, Connection, arun, run
 
@@ -76,7 +76,7 @@ class Task(Generic[P, C, R]):
         function: Callable[P, C],
         name: str,
         defaults: Options,
-        retry: Exponential | None,
+        retry: Policy | None,
         secret: tuple[str, ...],
         running: Running = Running(),
     ) -> None:
@@ -314,7 +314,7 @@ class TaskDecorator:
         app: App,
         name: str | None,
         defaults: Options,
-        retry: Exponential | None,
+        retry: Policy | None,
         secret: tuple[str, ...],
         running: Running,
     ):

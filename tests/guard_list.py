@@ -69,10 +69,8 @@ GUARDS = [
     Guard(
         "a claim without its definition ends as failed (R11)",
         "sql/functions/claim.sql",
-        "insert into finished (job_id, queue, state, reason, claim_id, attempt, worker_id, finished_at)\n"
-        "        select job_id, queue, 'failed'",
-        "insert into finished (job_id, queue, state, reason, claim_id, attempt, worker_id, finished_at)\n"
-        "        select job_id, queue, 'failed' where false union all select job_id, queue, 'skipped'",
+        "insert into finished (job_id, queue, state, reason, claim_id, attempt, worker_id, finished_at)\n        select job_id, queue, 'failed'",
+        "insert into finished (job_id, queue, state, reason, claim_id, attempt, worker_id, finished_at)\n        select job_id, queue, 'failed' where false union all select job_id, queue, 'skipped'",
         "tests/races/test_claims.py::test_one_bad_row_of_each_kind_never_stops_its_neighbours",
     ),
     Guard(
@@ -84,9 +82,9 @@ GUARDS = [
     ),
     Guard(
         "a retry's wait cannot overflow (R14)",
-        "sql/functions/finish.sql",
-        "power(2::double precision, least(greatest(attempt, 1) - 1, 60))",
-        "power(2::double precision, attempt - 1)",
+        "sql/functions/backoff.sql",
+        "factor := least(factor * factor, 1e100);",
+        "factor := factor * factor;",
         "tests/behaviour/test_incident.py::test_retry_backoff_for_attempt_over_50_does_not_wait_forever",
     ),
     Guard(
@@ -155,8 +153,8 @@ GUARDS = [
     Guard(
         "a claim hands out one suspect at a time (R20)",
         "sql/functions/claim.sql",
-        """ and "position" >= a_lane.first and lost_attempts = 0""",
-        """ and "position" >= a_lane.first""",
+        ' and "position" >= a_lane.first and lost_attempts = 0',
+        ' and "position" >= a_lane.first',
         "tests/races/test_rescue.py::test_where_suspects_had_begun_only_they_are_charged",
     ),
     Guard(
@@ -718,6 +716,8 @@ GUARDS = [
         "parents := with_subtasks(subtasks);",
         "parents := with_subtasks(batch);",
         "tests/races/test_subtasks.py::test_a_cancel_finds_the_subtasks_of_one_that_was_told_before",
+    ),
+    Guard(
         "each wall-clock time comes once",
         "pgsched/cron.py",
         "if at == same[0] or not once:",
@@ -758,5 +758,26 @@ GUARDS = [
         "if meant is not None:",
         "if False:",
         "tests/unit/test_cron.py::test_a_zone_that_is_none_is_refused_with_what_was_probably_meant",
+    ),
+    Guard(
+        "no attempt is due after a policy's age",
+        "sql/functions/backoff.sql",
+        "if t + wait > j.since + age then",
+        "if t > j.since + age then",
+        "tests/sql/test_backoff.py::test_no_attempt_is_due_after_the_policys_age",
+    ),
+    Guard(
+        "a policy's function that fails loses no job",
+        "pgsched/retry.py",
+        'answer, complaint = None, f"its function for retries raised {type(raised).__name__}"',
+        "raise raised",
+        "tests/unit/test_retry.py::test_a_function_that_raises_or_answers_nonsense_loses_nothing",
+    ),
+    Guard(
+        "a failed job that cannot run again stops no other",
+        "sql/functions/failed.sql",
+        "outcomes := outcomes || 'refused'::text;",
+        "raise;",
+        "tests/sql/test_failed.py::test_a_bulk_retry_goes_by_ids_and_what_is_in_the_way_of_one_stops_no_other",
     ),
 ]

@@ -28,6 +28,7 @@ from pgsched.errors import (
 )
 from pgsched.run import arun, run
 from pgsched.task import AnyTask
+from pgsched.verdicts import VERDICTS
 from pgsched.worker import outcome
 from pgsched.worker.transaction import (
     AsyncJobConnection,
@@ -253,9 +254,18 @@ class Attempt:
                 return Ended(outcome.cancelled(work.job_id, work.claim_id, words), error=error)
             late = TimeoutError(words)
             late.__cause__ = error
-            return Ended(outcome.raised(work.job_id, work.claim_id, late, task.retry), error=late)
+            return Ended(outcome.raised(work.job_id, work.claim_id, late, task.retry, work.attempt), error=late)
         final = isinstance(error, (ArgumentsError, TransactionEnded))
-        return Ended(outcome.raised(work.job_id, work.claim_id, error, task.retry, final=final), error=error)
+        text = outcome.raised(work.job_id, work.claim_id, error, task.retry, work.attempt, final=final)
+        return Ended(text, error=error)
+
+    def told(self, error: BaseException) -> Ended:
+        """`raised`, whatever the exception's own code does when it is looked at."""
+        try:
+            return self.raised(error)
+        except BaseException as worse:
+            why = f"its end could not be told: {type(worse).__name__}"
+            return Ended(outcome.failed(self.work.job_id, self.work.claim_id, why), error=worse)
 
     def _is_stopped(self, error: BaseException) -> bool:
         """Whether it ended because it was told to. (A thread that waited for the database had its statement
@@ -270,7 +280,8 @@ class Attempt:
     def _undone(self, error: BaseException, is_broken: bool) -> Ended:
         """What the transaction has done is undone, as far as this end of its connection can tell."""
         work, stage = self.work, self._stage
-        if self._is_stopped(error):
+        # (What the handler itself has decided holds: nothing of its transaction was to be committed.)
+        if self._is_stopped(error) or (stage == "handler" and isinstance(error, VERDICTS)):
             return self.raised(error)
         if (
             stage == "begin"
@@ -287,7 +298,7 @@ class Attempt:
         if isinstance(error, ClaimCancelled):
             return Ended(outcome.cancelled(work.job_id, work.claim_id, primary(error)), error=error)
         if comes_of(error, *_CONFLICTS) or (stage == "finish" and comes_of(error, psycopg.errors.LockNotAvailable)):
-            text = outcome.raised(work.job_id, work.claim_id, error, self.task.retry, conflict=True)
+            text = outcome.raised(work.job_id, work.claim_id, error, self.task.retry, work.attempt, conflict=True)
             return Ended(text, error=error)
         if isinstance(error, (ResultError, ResultTooLarge)):
             return Ended(outcome.failed(work.job_id, work.claim_id, str(error)), error=error)

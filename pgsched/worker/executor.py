@@ -224,7 +224,7 @@ class Executor:
         try:
             ended = await self._attempt(job, attempt)
         except BaseException as error:
-            ended = attempt.raised(error)
+            ended = attempt.told(error)
         done(ended)
 
     async def _attempt(self, job: Claimed, attempt: Attempt) -> Ended:
@@ -309,11 +309,8 @@ class Executor:
         def body() -> None:
             try:
                 ended = context.run(attempt.run, self._means.sessions)
-            except BaseException as error:  # (an error of ours, but the job must not be forgotten)
-                log.exception("job %s", job.job_id)
-                ended = Ended(
-                    outcome.failed(job.job_id, job.claim_id, f"its end could not be told: {type(error).__name__}")
-                )
+            except BaseException as error:  # (an exception whose own code raises; the job must not be forgotten)
+                ended = attempt.told(error)
             with contextlib.suppress(RuntimeError):  # (the loop has been closed: nobody is there to hear it)
                 self._loop.call_soon_threadsafe(done, ended)
 

@@ -7,10 +7,11 @@ as $$
 values
     ('reader', 'view', 'jobs'), ('reader', 'view', 'queues'), ('reader', 'view', 'workers'), ('reader', 'view', 'job_errors'),
     ('reader', 'view', 'leader'), ('reader', 'view', 'blocked'), ('reader', 'view', 'workflows'),
-    ('reader', 'function', 'list_jobs'), ('reader', 'function', 'explain'), ('reader', 'function', 'workflow_jobs'), ('reader', 'function', 'check_invariants'), ('reader', 'function', 'errors'),
+    ('reader', 'function', 'list_jobs'), ('reader', 'function', 'list_failed'), ('reader', 'function', 'failed_groups'), ('reader', 'function', 'backoff'),
+    ('reader', 'function', 'explain'), ('reader', 'function', 'workflow_jobs'), ('reader', 'function', 'check_invariants'), ('reader', 'function', 'errors'),
     ('reader', 'function', 'protocol'), ('reader', 'function', 'waiting_state'), ('reader', 'function', 'masked'),
     ('client', 'function', 'enqueue'), ('client', 'function', 'enqueue_many'), ('client', 'function', 'enqueue_workflow'),
-    ('client', 'function', 'cancel'), ('client', 'function', 'cancel_many'), ('client', 'function', 'cancel_workflow'), ('client', 'function', 'retry'),
+    ('client', 'function', 'cancel'), ('client', 'function', 'cancel_many'), ('client', 'function', 'cancel_workflow'), ('client', 'function', 'retry'), ('client', 'function', 'retry_failed'),
     ('client', 'function', 'results'), ('client', 'function', 'ended_channel'),
     ('worker', 'function', 'attach'), ('worker', 'function', 'heartbeat'), ('worker', 'function', 'reattach'),
     ('worker', 'function', 'detach'), ('worker', 'function', 'open_session'), ('worker', 'function', 'reconcile'),

@@ -3,7 +3,7 @@
 -- `ended`: an array of {job_id, claim_id, outcome, ...}; outcome is one of
 --   succeeded   {result, lenient?}   (failed, where the result is larger than the setting max_result_bytes)
 --   failed      {reason?, error_type?, error?, traceback?}   ends the job whatever its retry budget
---   retry       {error_type?, error?, traceback?, after_s? or first_s?, cap_s?}   failed, where the budget is used up
+--   retry       {error_type?, error?, traceback?, policy?, after_s?}   waits, as next_attempt() says; failed, where it says so
 --   snooze      {after_s, reason?}   waits, and the attempt is not charged
 --   cancelled   {reason?}
 --   give_back   {begun?}   back to ready at once, and the attempt is not charged
@@ -85,19 +85,19 @@ begin
             then format('its result takes %s bytes, the limit is %s: store it elsewhere and return its name, or raise the setting max_result_bytes',
                 pg_column_size(result), (select value #>> '{}' from setting where name = 'max_result_bytes')) end as excess
         from jsonb_to_recordset(ended) g (job_id bigint, claim_id bigint, outcome text, result jsonb, reason text,
-            error_type text, error text, traceback text, after_s double precision, first_s double precision,
-            cap_s double precision, begun boolean, charged boolean, last_session integer, lenient boolean)
+            error_type text, error text, traceback text, after_s double precision, policy jsonb, begun boolean, charged boolean,
+            last_session integer, lenient boolean)
     ),
     mine as materialized (
         select g.*, r.queue, r.subtasks > 0 or (select true from job j where j.parent_id = r.job_id and j.parent_claim_id = r.claim_id limit 1) is not null as parks, r.attempt, r.lost_attempts, r.worker_id, r.started_at, r.expires_at, r.stop_note, d.died,
             coalesce(g.begun, r.started_at is not null) as had_begun,
+            next.run_at as next_at, next.why as no_next,
             case
                 when r.stop_reason = 'cancel' then 'cancelled'
                 when g.outcome = 'conflict' and (
                         select count(*) from attempt_log a where a.job_id = g.job_id and a.attempt = r.attempt and a.state = 'conflict'
                     ) < (select (value #>> '{}')::integer from setting where name = 'max_conflicts') then 'conflict'
-                when g.outcome in ('retry', 'conflict') then
-                    case when r.attempt >= (select j.max_attempts from job j where j.id = g.job_id) then 'failed' else 'retry' end
+                when g.outcome in ('retry', 'conflict') then case when next.run_at is null then 'failed' else 'retry' end
                 when g.outcome = 'lost' and rescuing or g.outcome = 'broken' then
                     case
                         when d.died and r.lost_attempts + 1 >= (select (value #>> '{}')::integer from setting where name = 'max_lost_attempts') then 'failed'
@@ -126,6 +126,12 @@ begin
                         select count(*) from attempt_log a where a.job_id = g.job_id and a.attempt = r.attempt and a.state = 'broken'
                     ) >= (select (value #>> '{}')::integer from setting where name = 'max_conflicts') else false end as died
             ) d
+            -- (In a subquery that keeps its place: so it is called for these alone, and once.)
+            left join lateral (
+                select n.run_at, n.why from next_attempt(g.job_id, r.attempt, g.policy, g.after_s, t) n
+                where g.outcome in ('retry', 'conflict')
+                offset 0
+            ) next on true
     ),
     settled as materialized (
         select m.*,
@@ -133,11 +139,13 @@ begin
                 when 'succeeded' then null
                 when 'cancelled' then coalesce(stop_note, reason, 'cancelled while running')
                 else coalesce(excess, reason, nullif(concat_ws(': ', error_type, nullif(left(error, 500), '')), ''), 'failed')
+                    || coalesce(' (' || no_next || ')', '')
             end as why,
-            case when fate in ('retry', 'snooze', 'conflict') then t + case
-                when fate = 'conflict' then seconds(random() * 0.1)  -- (so that the two do not meet again)
-                when after_s is null and fate = 'retry' then backoff(attempt, coalesce(first_s, 1), coalesce(cap_s, 3600))
-                else seconds(after_s) end end as run_at,
+            case fate
+                when 'retry' then next_at
+                when 'snooze' then t + seconds(after_s)
+                when 'conflict' then t + seconds(random() * 0.1)  -- (so that the two do not meet again)
+            end as run_at,
             case when fate in ('snooze', 'conflict', 'give_back') then attempt - 1 else attempt end as charged_attempts,
             -- (A handler that has come to its own end: whatever its former workers died of, it is no suspect any more.)
             case fate when 'give_back' then lost_attempts + died::integer else 0 end as charged_losses
@@ -343,13 +351,3 @@ language sql immutable
 set search_path from current
 as $$ select make_interval(secs => least(greatest(coalesce(nullif(s, 'NaN'), 0), 0), 3155760000)) $$;
 comment on function seconds(double precision) is 'A span of time from any number of seconds, clamped to 0 to 100 years (internal).';
-
--- The wait after failed attempt number `attempt` (from 1): first_s, doubled each time, at most cap_s. Finite and never
--- negative for any number: the exponent is clamped before anything can overflow.
-create or replace function backoff(attempt integer, first_s double precision, cap_s double precision) returns interval
-language sql immutable
-set search_path from current
-as $$
-select seconds(least(cap_s, greatest(least(first_s, 1e10), 0) * power(2::double precision, least(greatest(attempt, 1) - 1, 60))))
-$$;
-comment on function backoff(integer, double precision, double precision) is 'The wait after a failed attempt: exponential, capped, finite for any number.';

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from harness.believing import pair, together
 from harness.graphs import release
 from harness.protocol import Steps, enqueue, places
 from harness.server import Server
+from psycopg.types.json import Jsonb
+
+import pgsched
 
 
 @pytest.mark.one_server
@@ -77,19 +81,33 @@ def test_a_result_that_nobody_received_does_not_exist(dsn: str, connection: Any)
 
 
 def test_retry_backoff_for_attempt_over_50_does_not_wait_forever(connection: Any) -> None:
-    """`For attempt > 50, this exceeds MAX_SAFE_INTEGER ... retries wait forever`: capped, finite, never falling."""
-    rows = connection.execute(
-        "select extract(epoch from pgsched.backoff(a::integer, 1, 3600))::float8 "
-        "from unnest(array[1, 2, 12, 13, 50, 51, 64, 1024, 1000000, 1000000000, 2147483647]) a"
-    ).fetchall()
-    waits = [row[0] for row in rows]
-    assert waits[:3] == [1, 2, 2048] and set(waits[3:]) == {3600}
-    extremes = connection.execute(
-        "select bool_and(pgsched.backoff(a::integer, f, c) between interval '0' and interval '36525 days') "
-        "from unnest(array[-2147483648, 0, 1, 51, 2147483647]) a, unnest(array[-1, 0, 1e-300, 1e308, 'Infinity', 'NaN']::float8[]) f, "
-        "unnest(array[0, 1, 1e308, 'Infinity', 'NaN']::float8[]) c"
-    )
-    assert extremes.fetchone() == (True,)
+    """`const delay = this.baseDelay * Math.pow(2, attempt); For attempt > 50, this exceeds MAX_SAFE_INTEGER. Math.min with Infinity
+    returns Infinity, so retries wait forever`: attempt 51, 64, 1024 and 10^9 give the cap, in Postgres and in Python."""
+    policy = pgsched.Exponential(10, first=timedelta(seconds=1), cap=timedelta(hours=1), jitter="none")
+    attempts = [1, 2, 12, 13, 50, 51, 64, 1024, 10**6, 10**9, 2**31 - 1, 2**63 - 1]
+    waits = [
+        wait
+        for (wait,) in connection.execute(
+            "select pgsched.backoff(%s, a) from unnest(%s::bigint[]) a", [Jsonb(policy.as_data()), attempts]
+        ).fetchall()
+    ]
+    assert [wait.total_seconds() for wait in waits] == [1, 2, 2048, *[3600] * 9]
+    assert waits == [policy.wait(attempt) for attempt in attempts]
+
+
+def test_a_job_with_over_50_failed_attempts_runs_again_when_the_cap_is_over(dsn: str, connection: Any) -> None:
+    """`retries wait forever`: the attempts of one job, as a worker reports them."""
+    enqueue(connection, max_attempts=2**31 - 2)
+    node = Steps(dsn)
+    policy = {"kind": "exponential", "first_s": 60, "cap_s": 3600, "jitter": "none"}
+    for attempt in (1, 50, 51, 64, 1024, 10**9):
+        connection.execute("update pgsched.ready set attempt = %s - 1", [attempt])
+        assert node.finish(node.claim()[0], outcome="retry", policy=policy) == ["accepted"]
+        waits = connection.execute("select attempt, run_at - now() <= '1 h', run_at - now() > '59 min' from pgsched.waiting").fetchone()
+        assert waits == (attempt, True, attempt > 1)
+        connection.execute("update pgsched.waiting set run_at = now()")
+        assert connection.execute("select pgsched.stage() ->> 'staged'").fetchone() == ("1",)
+    node.close()
 
 
 def in_order(connection: Any) -> list[str]:

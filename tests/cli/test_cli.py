@@ -249,6 +249,37 @@ def test_a_job_is_shown_with_its_failed_attempts_and_without_its_secrets(shop: S
     assert [(a["attempt"], a["state"], a["error"]) for a in row["attempts"]] == [(1, "failed", "no [bold]luck")]
 
 
+def test_failed_jobs_are_counted_listed_and_run_again(dsn: str, connection: psycopg.Connection[Any]) -> None:
+    connection.execute(
+        """
+        with made as (
+            insert into pgsched.job (task, queue, unique_key)
+            select case when i < 4 then 'send' else 'charge' end, 'q', case when i > 3 then 'k' end from generate_series(1, 5) i returning id, task
+        ), ended as (
+            insert into pgsched.finished (job_id, queue, state, reason, claim_id, attempt, finished_at)
+            select id, 'q', 'failed', 'ValueError: order ' || id, id, 1, now() from made
+        )
+        insert into pgsched.attempt_log (job_id, claim_id, attempt, state, error_type, error, ended_at)
+        select id, id, 1, 'failed', 'ValueError', e'no [bold]order ' || id || e'\nmore', now() from made
+        """
+    )
+    groups, as_json, each, none, tried, done, again, left = printed(
+        dsn, "failed", "failed --task send --json", "failed --each --limit 2 --error order", "failed --since 2099-01-01", "failed --retry --dry-run",
+        "failed --retry --json --queue q", "failed --retry --until 2099-01-01", "failed --each --json",
+    )  # fmt: skip
+    header, *lines = groups.splitlines()
+    assert header.split()[:3] == ["jobs", "task", "queue"] and [line.split()[:2] for line in lines] == [["3", "send"], ["2", "charge"]]
+    assert "no [bold]order 3" in lines[0] and "more" not in groups
+    assert [(row["jobs"], row["error_type"]) for row in json.loads(as_json)] == [(3, "ValueError")]
+    assert [line.split()[0] for line in each.splitlines()[1:]] == ["5", "4"]
+    assert none == "no failed jobs\n"
+    cannot = "job 5 cannot: retry: the unique key of job 5 is held by job 4\n"
+    assert tried == cannot + "4 jobs would run again, 0 that had ended because of them wait, 1 cannot\n"
+    assert json.loads(done)["retried"] == [1, 2, 3, 4]
+    assert again == cannot + "0 jobs run again, 0 that had ended because of them wait, 1 cannot\n"
+    assert [row["job_id"] for row in json.loads(left)] == [5]
+
+
 def test_queues_and_workers_say_what_is_there_now(shop: Shop) -> None:
     queues, alive, everyone, table = printed(shop.dsn, "queues --json", "workers --json", "workers --all --json", "workers")
     counts = {row["queue"]: (row["ready"], row["running"], row["scheduled"], row["workers"]) for row in json.loads(queues)}
@@ -311,6 +342,11 @@ FAILURES = [
     ("shop", "job 999999", 1, "there is no job 999999"),
     ("shop", "jobs --state done", 1, 'there is no state "done". The states are scheduled'),
     ("shop", "jobs --limit 0", 1, "limit is 0"),
+    ("shop", "failed --limit 0", 1, "limit is 0"),
+    ("shop", "failed --retry --limit 0", 1, "limit is 0"),
+    ("shop", "failed --dry-run", 1, "--dry-run goes with --retry"),
+    ("shop", "failed --each --retry", 1, "give --each or --retry"),
+    ("shop", "failed --since yesterdayish", 1, "yesterdayish"),
     ("shop", "enqueue send --queue q --args '{to: 1}'", 1, "--args is no JSON"),
     ("shop", "enqueue send --queue q --args '{\"a\": NaN}'", 1, "--args is no JSON"),
     ("shop", "enqueue send --queue q --args '[1]'", 1, "args"),

@@ -576,7 +576,7 @@ def test_what_cannot_be_a_task_is_refused_when_it_is_made() -> None:
         (lambda: app.task(secret=["card"])(send), 'secret= names "card", and it has no such parameter'),
         (lambda: app.task(retry=3), "retry is 3; it must be a policy"),  # type: ignore[call-overload]
         (lambda: pgsched.Exponential(0), "max_attempts is 0"),
-        (lambda: pgsched.Exponential(1, first=timedelta(2), cap=timedelta(1)), "nor cap below first"),
+        (lambda: pgsched.Exponential(1, first=timedelta(2), cap=timedelta(1)), "cap must not be below first"),
     ]
     for make, message in refused:
         with pytest.raises(pgsched.TaskError, match=message):

@@ -59,6 +59,14 @@ def test_the_readmes_sql_runs(connection: Any) -> None:
         connection.execute(statement)
 
 
+def test_the_program_and_the_sql_of_the_page_on_retries_run(connection: Any) -> None:
+    names: dict[str, Any] = {"__name__": "mailer"}
+    exec(block("docs/retries.md", "python"), names)
+    assert names["send"].retry.max_attempts == 8
+    for statement in filter(str.strip, block("docs/retries.md", "sql").split(";")):
+        connection.execute(statement)
+
+
 def test_the_readmes_picture_is_what_the_demo_prints() -> None:
     picture = block("README.md", "text")
     source = (ROOT / "pgsched/demo/show.py").read_text()

@@ -337,7 +337,7 @@ def test_a_scheduled_dependent_is_left_alone(connection: Any, steps: Steps) -> N
     finish_running(steps, p)
     release_all(connection)
     steps.claim()
-    finish_running(steps, c, outcome="retry", first_s=3600)
+    finish_running(steps, c, outcome="retry", after_s=3600)
     state = "select reason from pgsched.waiting where job_id = %s"
     assert [connection.execute(state, (i,)).fetchone() for i in (c, later)] == [("retry",), ("scheduled",)]
     connection.execute("insert into pgsched.release_check (ended_id) values (%s)", (p,))
@@ -552,7 +552,7 @@ def test_a_job_that_has_run_is_not_judged_anew(connection: Any, steps: Steps) ->
     c = child(connection, (p, "failure"), max_attempts=3)
     finish_claimed(steps, outcome="failed")
     release_all(connection)
-    finish_claimed(steps, outcome="retry", first_s=3600)
+    finish_claimed(steps, outcome="retry", after_s=3600)
     connection.execute("select pgsched.retry(%s)", (p,))
     finish_claimed(steps)
     connection.execute("select pgsched.cancel(%s)", (c,))

@@ -34,6 +34,18 @@ SIGNATURES = {
     "enqueue_workflow": {"workflow": "jsonb", "notify": "boolean"},
     "cancel_workflow": {"workflow_id": "bigint", "reason": "text", "dry_run": "boolean"},
     "retry": {"job_id": "bigint", "dry_run": "boolean"},
+    "backoff": {"policy": "jsonb", "attempt": "bigint", "random": "double precision"},
+    "list_failed": {
+        "task": "text", "error": "text", "queue": "text", "since": "timestamptz", "until": "timestamptz", "before_id": "bigint",
+        "limit": "integer", "look": "integer",
+    },
+    "failed_groups": {
+        "task": "text", "error": "text", "queue": "text", "since": "timestamptz", "until": "timestamptz", "limit": "integer", "look": "integer",
+    },
+    "retry_failed": {
+        "task": "text", "error": "text", "queue": "text", "since": "timestamptz", "until": "timestamptz", "limit": "integer",
+        "dry_run": "boolean", "above": "bigint", "look": "integer",
+    },
     "explain": {"job_id": "bigint"},
     "workflow_jobs": {"workflow_id": "bigint"},
     "release": {"n": "integer"},
@@ -280,7 +292,8 @@ def wants() -> st.SearchStrategy[Any]:
 def results(bed: Bed) -> st.SearchStrategy[Any]:
     outcome = st.sampled_from(["succeeded", "failed", "retry", "snooze", "cancelled", "give_back", "conflict", "broken", "lost", ""])
     texts_of = {"result": {"r": 1}, "reason": None, "error_type": "E", "error": "e", "traceback": None}
-    numbers_of = {"after_s": st.sampled_from([None, 5]), "first_s": 1, "cap_s": 60, "charged": True, "last_session": 1}
+    policy = mostly({"kind": st.sampled_from(["fixed", "linear", "exponential"]), "first_s": 1, "cap_s": 60, "max_age_s": 9, "max_attempts": 2})
+    numbers_of = {"after_s": st.sampled_from([None, 5]), "policy": policy | anything, "charged": True, "last_session": 1}
 
     def result(claim: tuple[int, int]) -> st.SearchStrategy[Any]:
         return mostly({"job_id": claim[0], "claim_id": claim[1], "outcome": outcome} | texts_of | numbers_of)
@@ -306,6 +319,10 @@ def good(bed: Bed, function: str) -> dict[str, st.SearchStrategy[Any]]:
     """Values that can be taken, for each parameter."""
     one_of: Callable[..., st.SearchStrategy[Any]] = lambda *values: st.sampled_from(values)  # noqa: E731
     claims = one_of("{}", str([claim for _, claim in bed.claims[:4]]).replace("[", "{").replace("]", "}"))
+    such = {
+        "task": one_of(None, "send"), "error": one_of(None, "failed"), "queue": one_of(None, "mail"), "since": one_of(None, "2001-01-01"),
+        "until": one_of(None, "2222-01-01"),
+    }  # fmt: skip
     values: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "enqueue": {
             "task": one_of("send"), "queue": one_of("mail", "new"), "args": one_of('{"a": 1}'),
@@ -319,6 +336,13 @@ def good(bed: Bed, function: str) -> dict[str, st.SearchStrategy[Any]]:
         "enqueue_workflow": {"workflow": mostly({"name": "w", "jobs": jobs() | one_of([STEP])}).map(json.dumps), "notify": st.booleans()},
         "cancel_workflow": {"workflow_id": one_of("1", "2"), "reason": one_of(None, "no more"), "dry_run": st.booleans()},
         "retry": {"job_id": one_of("1", "4", "5", "15", "16"), "dry_run": st.booleans()},
+        "backoff": {
+            "policy": mostly({"kind": one_of("fixed", "linear", "exponential"), "first_s": 1, "factor": 3, "jitter": "full"}).map(json.dumps),
+            "attempt": one_of("1", "51", "1000000000"), "random": one_of(None, "0", "0.5"),
+        },
+        "list_failed": such | {"before_id": one_of(None, "99"), "limit": one_of("1", "10000"), "look": one_of("1", "1000")},
+        "failed_groups": such | {"limit": one_of("1", "10000"), "look": one_of("1", "1000")},
+        "retry_failed": such | {"limit": one_of("1", "10000"), "dry_run": st.booleans(), "above": one_of("0", "2"), "look": one_of("1", "1000")},
         "explain": {"job_id": st.integers(1, 18).map(str)},
         "workflow_jobs": {"workflow_id": one_of("1", "2")},
         "release": {"n": one_of("1", "1000")},

@@ -97,7 +97,7 @@ select setval('job_id_seq', 5 * %(rows)s + 10000), setval('release_at', 1), setv
 """
 
 # (Ordered by the primary key: what these subqueries read is not the functions' doing.)
-MINE = """(select jsonb_agg(jsonb_build_object('job_id', r.job_id, 'claim_id', r.claim_id, 'first_s', 1, 'after_s', 5,
+MINE = """(select jsonb_agg(jsonb_build_object('job_id', r.job_id, 'claim_id', r.claim_id, 'policy', '{{"max_age_s": 1e6}}'::jsonb, 'after_s', 5,
     'outcome', (array['succeeded', 'failed', 'retry', 'snooze', 'cancelled', 'give_back'])[1 + r.job_id / 5 % 6]))
     from (select * from pgsched.running where worker_id = {worker} order by job_id limit 200) r)"""
 LANES = '{{"lanes": [{{"queue": "none", "priority": 0}}, {{"queue": "mail", "priority": 5}}],'
@@ -125,7 +125,7 @@ SCENARIOS = {
     ),
     "finish": Scenario(
         f"select * from pgsched.finish({{worker}}, {MINE}, '{LANES} \"max_jobs\": 100}}}}')",
-        {"settle": {"running", "job", "job_key"}, "claim_as": {"ready", "job"}, "tell_waiters": {"waiter"}},
+        {"settle": {"running", "job", "job_key"}, "next_attempt": {"job"}, "claim_as": {"ready", "job"}, "tell_waiters": {"waiter"}},
     ),
     "finish of claims that are over": Scenario(
         """select * from pgsched.finish({worker}, (select jsonb_agg(
@@ -183,6 +183,21 @@ SCENARIOS = {
             select f.job_id as id from pgsched.finished f where f.state = 'failed' and exists (
                 select from pgsched.finished c where c.cause_job_id = f.job_id) order by f.job_id limit 1) c""",
         {"retry_one": {"finished", "waiting", "dependency"}, "wait_again": {"job", "dependency"}},
+    ),
+    "list_failed": Scenario(
+        """select count(*) from (select 1 from pgsched.list_failed() union all
+            select 1 from pgsched.list_failed(task => 'send', error => 'none such', queue => 'mail', look => 500)) f""",
+        {"list_failed": {"finished", "job", "attempt_log"}, "is_such": {"job", "attempt_log"}, "known_queues": {"finished"}},
+    ),
+    "failed_groups": Scenario(
+        """select count(*) from (select 1 from pgsched.failed_groups(look => 500) union all
+            select 1 from pgsched.failed_groups(task => 'send', error => 'none such', queue => 'mail', look => 500)) f""",
+        {"failed_groups": {"finished", "job", "attempt_log"}, "is_such": {"job", "attempt_log"}},
+    ),
+    "retry_failed": Scenario(
+        """select count(*) from (select 1 from pgsched.retry_failed(look => 300, "limit" => 50) union all
+            select 1 from pgsched.retry_failed(task => 'send', error => 'none such', queue => 'mail', look => 300)) f""",
+        {"retry_failed": {"finished"}, "is_such": {"job", "attempt_log"}, "retry_one": {"finished", "job"}},
     ),
     "explain": Scenario(
         "select length(pgsched.explain(j.id)) from (select id from pgsched.job where rule is not null order by id limit 20) j",

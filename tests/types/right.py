@@ -47,6 +47,32 @@ def charge(card: str, amount: float, /) -> int | None:
     return None
 
 
+def by_error(error: OSError, attempt: int) -> pgsched.Fixed | timedelta | None:
+    return None if attempt > 3 else timedelta(seconds=error.errno or 1)
+
+
+hour = timedelta(hours=1)
+app.task(
+    retry=pgsched.Exponential(
+        5,
+        factor=1.5,
+        jitter="full",
+        max_age=hour,
+        on={ValueError: pgsched.never, OSError: hour, ConnectionError: pgsched.Linear(3, step=hour)},
+    )
+)
+app.task(retry=pgsched.Fixed(5, after=hour, on={TimeoutError: pgsched.never}))
+app.task(retry=pgsched.Linear(max_age=hour, on=by_error))
+assert_type(pgsched.Exponential(5).wait(51, random=0.5), timedelta)
+assert_type(app.failed(task=send, error="ValueError").groups(), list[pgsched.FailedGroup])
+assert_type(app.failed(task="send").jobs(limit=5), list[pgsched.FailedJob])
+assert_type(app.failed().retry(dry_run=True).refused, dict[int, str])
+
+
+def verdicts() -> None:
+    raise pgsched.Retry(hour) from pgsched.Cancel("no more") if hour else pgsched.Snooze(hour, "later")
+
+
 @app.lifespan
 async def resources() -> AsyncIterator[dict[str, int]]:
     yield {"pool": 1}

@@ -108,9 +108,22 @@ app.task(timeout=30)  # error
 app.task(queue=1)  # error
 app.task(colour="red")  # error
 app.task("name")  # error
-pgsched.Exponential()  # error
 pgsched.Exponential(3, first=1)  # error
-pgsched.Exponential(3, cap=timedelta(hours=1), factor=2)  # error
+pgsched.Exponential(3, timedelta(hours=1))  # error
+pgsched.Exponential(3, factor="2")  # error
+pgsched.Exponential(3, jitter="some")  # error
+pgsched.Exponential(3, on={ValueError: 5})  # error
+pgsched.Exponential(3, on={"ValueError": pgsched.never})  # error
+pgsched.Exponential(3, on=lambda error: None)  # error
+pgsched.Fixed(3)  # error
+pgsched.Linear(3, step=1)  # error
+pgsched.Retry(5)  # error
+pgsched.Snooze()  # error
+pgsched.Cancel(5)  # error
+app.task(retry=pgsched.never)  # error
+app.failed(task=1)  # error
+app.failed().retry(1)  # error
+app.failed("send")  # error
 
 
 @app.task(name=1)  # error

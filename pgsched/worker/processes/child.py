@@ -104,7 +104,9 @@ class Executor:
         except BaseException as error:  # (the word to stop may come at the very beginning, or the very end)
             self._running = None
             is_final = isinstance(error, TaskError)
-            ended = Ended(outcome.raised(work.job_id, work.claim_id, error, None, final=is_final), error=error)
+            ended = Ended(
+                outcome.raised(work.job_id, work.claim_id, error, None, work.attempt, final=is_final), error=error
+            )
         return ended
 
     def _reset_signals(self) -> None:
