@@ -192,6 +192,7 @@ class Workflow:
         self.name = name
         self._nodes: dict[str, Node[Any]] = {}
         self._hooks: set[str] = set()
+        self._parts: set[str] = set()
         self._numbers: dict[str, int] = {}
 
     def add(self, task: Task[P, Any, R] | Enqueuer[P, R], *args: P.args, **kwargs: P.kwargs) -> Node[R]:
@@ -219,7 +220,7 @@ class Workflow:
     def add_workflow(self, workflow: Workflow) -> Subworkflow:
         """Add all jobs of another workflow, as it is now. What this returns stands for them: `etl.after(etl.add_workflow(eu))`.
 
-        Their names begin with its own (or what `named` says) and a dot. It may be added several times.
+        Their names begin with its own (or what `named` says) and a dot. It may be added several times: the next one has a number.
         """
         return self._add_workflow(Adder(self), workflow)
 
@@ -319,6 +320,7 @@ class Workflow:
             )
             nodes[job["name"]] = Node(there["name"], self, bound)
         self._nodes |= {node.name: node for node in nodes.values()}
+        self._parts.add(name)
         edges = tuple(nodes[well].edge for well in ended_well(jobs))
         return Subworkflow(name, nodes, edges, workflow)
 
@@ -333,9 +335,9 @@ class Workflow:
         return node
 
     def _fresh(self, stem: str, *, always: bool = False) -> str:
-        """A name that no job has: `stem` itself (unless `always` a number is wanted), else with the next number."""
+        """A name that no job and no part has: `stem` itself (unless `always` a number is wanted), else with the next number."""
         name = stem
-        while name in self._nodes or (always and name == stem):
+        while name in self._nodes or name in self._parts or (always and name == stem):
             self._numbers[stem] = self._numbers.get(stem, 0 if always else 1) + 1
             name = f"{stem} {self._numbers[stem]}"
         return name

@@ -85,7 +85,7 @@ def jobs(
     ] = None,
     queue: Annotated[str | None, typer.Option(help="Only this queue.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
-    before: Annotated[int | None, typer.Option(help="Only jobs below this id: the next page.")] = None,
+    before: Annotated[int | None, typer.Option(help="Only jobs below this id: the next page.", max=MOST_ID)] = None,
     limit: Annotated[int, typer.Option(help="How many at most.")] = 50,
     dsn: Dsn = None,
     schema: Schema = "pgsched",

@@ -121,10 +121,11 @@ def test_workflows_are_nested_as_deep_as_you_like_and_wait_for_jobs_that_are_the
     middle = app.workflow("middle")
     middle.add_workflow(inner)
     outer = app.workflow("outer")
+    assert [outer.add_workflow(middle).name for _ in range(3)] == ["middle", "middle 2", "middle 3"]
     first = outer.add(flows.passes)
     outer.after(first).named("a").add_workflow(middle)
     run = outer.enqueue()
-    assert list(run.jobs) == ["passes", "a.inner.x"]
+    assert list(run.jobs) == ["middle.inner.x", "middle 2.inner.x", "middle 3.inner.x", "passes", "a.inner.x"]
     assert {name for name, _ in edges(connection, "a.inner.x")} == {"passes", None}
     there.cancel()
     work_until(app, dsn, ENDED)
