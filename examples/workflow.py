@@ -1,4 +1,5 @@
-"""A workflow: results are passed on, one job fails and is repaired, and what was skipped because of it runs after all.
+"""A workflow: results are passed on, one job fails and is repaired, and what was skipped because of it runs after all;
+then a part of it is run again.
 
 Run it with PGSCHED_DSN set to a database that has the schema.
 """
@@ -28,11 +29,11 @@ async def total(parts: list[list[int]]) -> int:
 
 
 async def main() -> None:
-    """Enqueue it, see it fail, repair it."""
+    """Enqueue it, see it fail, repair it, run a part of it again."""
     report = app.workflow("report")
-    regions = {region: report.named(f"extract {region}").add(extract, region) for region in ("eu", "usa")}
-    together = report.add(total, [node.result for node in regions.values()])
-    run = await report.aenqueue()
+    regions = report.map(extract, ["eu", "usa"])
+    together = report.add(total, regions.results)
+    run = await report.aenqueue(deadline=timedelta(hours=1))
     worker = Worker(app, Settings(concurrency=2))
     running = asyncio.create_task(worker.run())
     try:
@@ -40,8 +41,10 @@ async def main() -> None:
     except pgsched.WorkflowFailed as failed:
         print("failed:", *failed.failed, "-", (await run[together].ainfo()).state)
     is_down[0] = False
-    await run[regions["usa"]].aretry()
+    await run.jobs["extract usa"].aretry()
     print("total:", (await run.aresult(timedelta(seconds=30)))["total"])
+    again = await run.arerun(from_="extract eu")
+    print("run again:", *again.values(), "- total:", (await run.aresult(timedelta(seconds=30)))["total"])
     worker.stop()
     await running
     await app.aclose()

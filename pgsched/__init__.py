@@ -68,7 +68,8 @@ from pgsched.job import Job
 from pgsched.retry import Exponential, Fixed, Linear, Never, never
 from pgsched.task import BoundTask, Enqueuer, Task
 from pgsched.verdicts import Cancel, Retry, Snooze
-from pgsched.workflow import Node, Workflow, WorkflowRun
+from pgsched.workflow import Group, Node, Subworkflow, Workflow
+from pgsched.workflow_run import WorkflowRun
 
 try:
     __version__ = version("pgsched")
@@ -93,6 +94,7 @@ __all__ = [
     "FailedJob",
     "FailedJobs",
     "Fixed",
+    "Group",
     "InvalidCall",
     "InvalidJob",
     "Job",
@@ -124,6 +126,7 @@ __all__ = [
     "SchemaError",
     "Snooze",
     "StaleClaim",
+    "Subworkflow",
     "Task",
     "TaskError",
     "TransactionEnded",

@@ -153,14 +153,23 @@ class Calls:
         text = f"select job_id, outcome, why from @retry_failed({_SUCH}, %(limit)s::integer, %(dry)s, %(above)s)"
         return self._call(text, lambda rows: rows, limit=limit, dry=dry_run, above=above, **such)
 
+    def rerun_workflow(self, workflow_id: int, names: Sequence[str], dry_run: bool) -> Call[dict[int, str]]:
+        """Let jobs of a workflow and all that comes after them run again: which jobs it changes, and what they were."""
+        return self._call(
+            "select job_id, was from @rerun_workflow(%(id)s, %(names)s::text[], %(dry)s)",
+            lambda rows: dict(rows),
+            id=workflow_id,
+            names=list(names),
+            dry=dry_run,
+        )
+
     def explain(self, job_id: int) -> Call[str]:
         """Why a job is where it is, in plain sentences."""
         return self._call("select @explain(%(id)s)", _scalar, id=job_id)
 
     def workflows(self, limit: int) -> Call[list[dict[str, Any]]]:
-        """The newest rows of the view workflows."""
-        newest = "select * from @workflows order by id desc limit %(limit)s"
-        return self._call(f"select to_jsonb(w) from ({newest}) w", _column, limit=limit)
+        """The newest rows of the view workflows; state and counts are null where they would take long."""
+        return self._call("select to_jsonb(w) from @list_workflows(%(limit)s) w", _column, limit=limit)
 
     def workflow_jobs(self, workflow_id: int) -> Call[list[dict[str, Any]]]:
         """The jobs of a workflow and their edges, each after all that it waits for."""
@@ -348,6 +357,10 @@ class Calls:
     def stage(self, n: int = 1000) -> Call[dict[str, Any]]:
         """Move what is due: {"staged", "expired", "next_at"} or {"busy"}."""
         return self._call("select @stage(%(n)s::integer)", _scalar, n=n)
+
+    def enforce_deadlines(self, n: int = 1000) -> Call[dict[str, Any]]:
+        """Cancel what has not ended of workflows whose deadlines have passed: {"cancelled", "more"}."""
+        return self._call("select @enforce_deadlines(%(n)s::integer)", _scalar, n=n)
 
     def release(self, n: int = 1000) -> Call[dict[str, Any]]:
         """Decide over what waits for dependencies: {"ready", "ended", "more", "kept"} or {"busy"}."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from pgsched.errors import ArgumentsError, UsageError
 
@@ -37,12 +37,41 @@ class HasEdge(Protocol):
         """The edge that leads to it."""
 
 
-def edges_to(on: Iterable[HasEdge]) -> tuple[Edge, ...]:
-    """Each of these as an edge. Raises `UsageError`."""
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """That something waits for several jobs. `one_is_enough`: for the first of them that meets its edge."""
+
+    edges: tuple[Edge, ...]
+    one_is_enough: bool = False
+
+
+class HasEdges(Protocol):
+    """Several that a job can wait for as one: a group of nodes, a workflow within another, or the `failure` or `done` of one."""
+
+    @property
+    def edges(self) -> tuple[Edge, ...]:
+        """The edges that lead to them."""
+
+
+def edges_to(on: Iterable[HasEdge | HasEdges], *, first: bool = False) -> tuple[Edge, ...]:
+    """Each of these as an edge; `first`: also where one of several is enough. Raises `UsageError`."""
+    found: list[Edge] = []
     try:
-        return tuple(one.edge for one in on)
+        for one in on:
+            if isinstance(one, Edges) and one.one_is_enough and not first:
+                raise UsageError("the failure of several jobs is met by the first that fails: wait for it by after()")
+            several: tuple[Edge, ...] | None = getattr(one, "edges", None)
+            found += (cast("HasEdge", one).edge,) if several is None else several
     except (AttributeError, TypeError):
         raise UsageError(f"a job cannot wait for {on!r}: give it jobs, nodes, or the failure or done of one") from None
+    return tuple(found)
+
+
+def refuse_foreign(edges: Iterable[Edge], workflow: object) -> None:
+    """Refuse edges that lead to jobs of another workflow than this one."""
+    for edge in edges:
+        if isinstance(edge.on, str) and edge.of is not workflow:
+            raise UsageError(f'"{edge.on}" is a job of another workflow: wait for its Job, once that is enqueued')
 
 
 class Result:

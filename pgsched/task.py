@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overlo
 
 from pgsched.arguments import Arguments
 from pgsched.context import JobContext
-from pgsched.edges import Edge, HasEdge, Path, Rule, as_json, edges_to
+from pgsched.edges import Edge, HasEdge, Path, Rule, as_json, edges_to, refuse_foreign
 from pgsched.errors import ArgumentsError, TaskError, UsageError
 from pgsched.job import Job
 from pgsched.retry import Policy
@@ -255,9 +255,7 @@ class Enqueuer(Generic[P, R]):
                 raise UsageError(f'"{result.name}", whose result is taken, is a job of another workflow')
             inputs.setdefault(result.name, []).append(path)
         edges = (*edges_to(options.depends_on or ()), *edges)
-        for edge in edges:
-            if isinstance(edge.on, str) and edge.of is not workflow:
-                raise UsageError(f'"{edge.on}" is a job of another workflow: wait for its Job, once that is enqueued')
+        refuse_foreign(edges, workflow)
         return self._bound(text, edges, inputs, rule, at_least, name)
 
     def _bound(
@@ -283,9 +281,9 @@ class Enqueuer(Generic[P, R]):
             "task": task.name,
             "queue": task.app.name if options.queue is None else options.queue,
             "priority": options.priority,
-            "run_at": _instant("run_at", options.run_at),
+            "run_at": instant("run_at", options.run_at),
             "delay_s": options.delay.total_seconds() if options.delay is not None else None,
-            "expires_at": _instant("expires_at", options.expires_at),
+            "expires_at": instant("expires_at", options.expires_at),
             "max_attempts": options.max_attempts,
             "timeout_s": options.timeout.total_seconds() if options.timeout is not None else None,
             "tags": _tags(options.tags),
@@ -349,7 +347,8 @@ def _under(parent: JobContext | None) -> dict[str, int]:
     return {"parent_id": parent.id, "parent_claim_id": parent.fence}
 
 
-def _instant(name: str, value: datetime | None) -> str | None:
+def instant(name: str, value: datetime | None) -> str | None:
+    """An aware datetime as text. Raises `UsageError` for another one."""
     if value is None:
         return None
     if not isinstance(value, datetime):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pgsched.cli.options import AsJson, Dsn, Schema, opened
+from pgsched.cli.options import MOST_ID, AsJson, Dsn, JobId, Schema, opened
 from pgsched.cli.output import cell, console, print_json, print_rows
 from pgsched.errors import UsageError
 
@@ -85,7 +85,7 @@ def jobs(
     ] = None,
     queue: Annotated[str | None, typer.Option(help="Only this queue.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
-    before: Annotated[int | None, typer.Option(help="Only jobs below this id: the next page.")] = None,
+    before: Annotated[int | None, typer.Option(help="Only jobs below this id: the next page.", max=MOST_ID)] = None,
     limit: Annotated[int, typer.Option(help="How many at most.")] = 50,
     dsn: Dsn = None,
     schema: Schema = "pgsched",
@@ -103,7 +103,7 @@ def jobs(
 
 
 def job(
-    job_id: Annotated[int, typer.Argument(help="The job's number.")],
+    job_id: JobId,
     dsn: Dsn = None,
     schema: Schema = "pgsched",
     as_json: AsJson = False,
@@ -131,8 +131,10 @@ def job(
 
 
 def cancel(
-    job_ids: Annotated[list[int] | None, typer.Argument(help="The jobs' numbers.")] = None,
-    workflow: Annotated[int | None, typer.Option(help="All jobs of this workflow that have not ended.")] = None,
+    job_ids: Annotated[list[int] | None, typer.Argument(help="The jobs' numbers.", max=MOST_ID)] = None,
+    workflow: Annotated[
+        int | None, typer.Option(help="All jobs of this workflow that have not ended.", max=MOST_ID)
+    ] = None,
     reason: Annotated[str | None, typer.Option(help="Why, for whoever asks later.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and change nothing.")] = False,
     dsn: Dsn = None,

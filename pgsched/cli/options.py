@@ -22,6 +22,9 @@ Dsn = Annotated[
     ),
 ]
 Schema = Annotated[str, typer.Option("--schema", envvar="PGSCHED_SCHEMA", help="The schema that holds the queue.")]
+MOST_ID = 2**63 - 1
+JobId = Annotated[int, typer.Argument(help="The job's number.", max=MOST_ID)]
+WorkflowId = Annotated[int, typer.Argument(help="The workflow's number.", max=MOST_ID)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -214,7 +214,7 @@ def demo(
     ] = None,
     dsn: Dsn = None,
 ) -> None:
-    """Read the real time-zone changes of a decade, one job a zone, and show what came of it. Takes a few seconds."""
+    """Run a workflow over real data, the changes of the world's clocks in a decade; one job fails and is repaired."""
     from pgsched.demo.show import run
 
     _end_on_sigterm()

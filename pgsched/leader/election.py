@@ -151,13 +151,14 @@ class Leader:
     async def _reign(self, connection: psycopg.AsyncConnection[Any], stop: asyncio.Event) -> str:
         """Do the duties round after round; why the term is to end."""
         silence = Silence()
-        self._done = dict.fromkeys(("beat", "rescue", "stage", "release"), now())
+        self._done = dict.fromkeys(("beat", "rescue", "stage", "release", "deadlines"), now())
         while True:
             beat = await self._ask(connection, self._calls.leader_beat())
             self._done["beat"] = now()
             await self._duty("rescue", self._rescue(connection, silence, beat["silent"]))
             await self._duty("stage", self._stage(connection))
             await self._duty("release", self._release(connection))
+            await self._duty("deadlines", self._enforce_deadlines(connection))
             if overdue := [name for name, at in self._done.items() if now() - at > OVERDUE_S]:
                 return f"its duty {overdue[0]} has not succeeded for {OVERDUE_S:.0f} s"
             if stop.is_set():
@@ -226,6 +227,12 @@ class Leader:
         """Have those decided over that wait for jobs which have ended, for a second a round."""
         end = now() + ROUND_S
         while (await self._ask(connection, self._calls.release(1000))).get("more") and now() < end:
+            pass
+
+    async def _enforce_deadlines(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Cancel what has not ended of workflows whose deadlines have passed, for a second a round."""
+        end = now() + ROUND_S
+        while (await self._ask(connection, self._calls.enforce_deadlines(1000))).get("more") and now() < end:
             pass
 
     async def _heard(self, connection: psycopg.AsyncConnection[Any], stop: asyncio.Event, end: float) -> set[str]:

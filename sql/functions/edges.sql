@@ -5,10 +5,59 @@ set search_path from current
 as $$ select coalesce(jsonb_array_length(depends_on), 0) > 0 $$;
 comment on function has_edges(jsonb) is 'Whether a new job depends on anything (internal).';
 
+-- Whether this is a way to a place in the arguments: a parameter's name, then keys and positions.
+create or replace function is_path(path jsonb) returns boolean
+language sql immutable
+set search_path from current
+as $$
+select case when jsonb_typeof(path) = 'array' and jsonb_array_length(path) > 0 then
+    jsonb_typeof(path -> 0) = 'string' and not jsonb_path_exists(path,
+        'strict $[*] ? (@.type() != "string" && @.type() != "number" || @.type() == "number" && (@ < 0 || @.floor() != @ || @ > 2147483647))')
+    else false end
+$$;
+comment on function is_path(jsonb) is 'Whether this is a way to a place in the arguments (internal).';
+
+-- Refuses new jobs that take two results in one place, or in too many.
+create or replace function check_inputs(given new_job[], edges edge[]) returns void
+language plpgsql stable
+set search_path from current
+as $$
+declare
+    max_bytes constant bigint := (select (value #>> '{}')::bigint from setting where name = 'max_args_bytes');
+    bad record;
+begin
+    if not exists (select from unnest(edges) e where e.inputs is not null) then
+        return;
+    end if;
+    select e.place, sum(pg_column_size(e.inputs)) as bytes into bad
+    from unnest(edges) e where e.inputs is not null group by e.place having sum(pg_column_size(e.inputs)) > max_bytes limit 1;
+    if found then
+        perform refuse('PGS06', format('job %s (task %s): its inputs take %s bytes, the limit is %s', bad.place, shown((given[bad.place]).task), bad.bytes, max_bytes),
+            'Let fewer jobs pass their results to one, or raise the setting max_args_bytes.');
+    end if;
+    -- (In this order what lies within a place follows it at once.)
+    select x.place, x.path, x.before into bad
+    from (
+        select p.place, p.path, lag(p.path) over (partition by p.place order by p.path) as before
+        from (
+            select e.place, array(select t collate "C" from jsonb_array_elements_text(p.path) t) as path
+            from unnest(edges) e cross join lateral jsonb_array_elements(e.inputs) p (path)
+        ) p
+    ) x
+    where x.path[:cardinality(x.before)] = x.before
+    limit 1;
+    if found then
+        perform refuse('PGS05', format('job %s (task %s) takes two results in one place: %s and %s', bad.place, shown((given[bad.place]).task),
+            left(to_json(bad.before)::text, 100), left(to_json(bad.path)::text, 100)));
+    end if;
+end
+$$;
+comment on function check_inputs(new_job[], edge[]) is 'Refuses new jobs that take two results in one place, or in too many (internal).';
+
 -- The edges of new jobs, null where there are none. Each is {"job": id} or {"name": "extract"} (another job of this call),
 -- with "on": success (unless it is given), failure or done, by which end of it the edge is met; and "inputs": an array of
--- paths, each an array of keys and positions, to where in the arguments its result goes.
--- Errors: PGS05 an edge that cannot be; the message names the job and the rule.
+-- paths, each an array of a parameter's name, then keys and positions, to where in the arguments its result goes.
+-- Errors: PGS05 an edge that cannot be; the message names the job and the rule. PGS06 too many inputs.
 create or replace function read_edges(given new_job[]) returns edge[]
 language plpgsql stable
 set search_path from current
@@ -39,9 +88,9 @@ begin
                 then format('an edge is met on %s: it is success, failure or done', shown(e.edge ->> 'on'))
             when coalesce(jsonb_typeof(e.edge -> 'inputs'), 'array') <> 'array' or exists (
                     select from jsonb_array_elements(case jsonb_typeof(e.edge -> 'inputs') when 'array' then e.edge -> 'inputs' end) p (path)
-                    where jsonb_typeof(p.path) <> 'array' or jsonb_array_length(case jsonb_typeof(p.path) when 'array' then p.path else '[]' end) = 0
-                        or jsonb_path_exists(p.path, 'strict $[*] ? (@.type() != "string" && @.type() != "number")'))
-                then format('inputs is %s: it is an array of paths into the arguments, such as [["rows"], ["parts", 0]]', shown((e.edge -> 'inputs')::text))
+                    where not is_path(p.path))
+                then format('inputs is %s: it is an array of paths into the arguments, each a parameter''s name, then keys and positions, such as [["rows"], ["parts", 0]]',
+                    shown((e.edge -> 'inputs')::text))
             end as problem
         from unnest(given) with ordinality g
             cross join lateral jsonb_array_elements(g.depends_on) e (edge)
@@ -66,6 +115,7 @@ begin
     if found then
         perform refuse('PGS05', format('job %s (task %s) depends on %s, and no job of this call has that name', bad.ordinality, shown(bad.task), shown(bad.name)));
     end if;
+    perform check_inputs(given, edges);
     return edges;
 end
 $$;
@@ -235,18 +285,22 @@ $$;
 comment on function enter_edges(new_job[], edge[], bigint[], bigint[], timestamptz) is 'Enters the edges of new jobs, and lets the jobs wait (internal).';
 
 -- Enqueues jobs as one workflow: {"name": "daily_etl", "jobs": [...]}, jobs as enqueue_many takes them, whose edges may lead to
--- each other by name in any order. Answers {"workflow_id", "job_ids"}, the ids in the order of input.
--- Errors: as enqueue_many; PGS09 no object with a name and jobs.
+-- each other by name in any order; "deadline" (a time) or "deadline_s" (from now) says when what has not ended is cancelled
+-- (see enforce_deadlines). Answers {"workflow_id", "job_ids"}, the ids in the order of input.
+-- Errors: as enqueue_many; PGS09 no object with a name and jobs, or no deadline that can be.
 create or replace function enqueue_workflow(workflow jsonb, notify boolean default true) returns jsonb
 language plpgsql security definer
 set search_path from current
 as $$
 declare
     given new_job[];
-    the_id bigint;
+    ids bigint[];
+    the_deadline constant timestamptz := read_deadline(workflow);
+    the_id constant bigint := nextval('workflow_id_seq');
 begin
-    if jsonb_typeof(workflow) is distinct from 'object' or workflow - array['name', 'jobs'] <> '{}' or jsonb_typeof(workflow -> 'jobs') is distinct from 'array'
-        or jsonb_array_length(workflow -> 'jobs') = 0 or jsonb_typeof(workflow -> 'name') is distinct from 'string' or length(workflow ->> 'name') not between 1 and 200 then
+    if jsonb_typeof(workflow) is distinct from 'object' or workflow - array['name', 'jobs', 'deadline', 'deadline_s'] <> '{}'
+        or jsonb_typeof(workflow -> 'jobs') is distinct from 'array' or jsonb_array_length(workflow -> 'jobs') = 0
+        or jsonb_typeof(workflow -> 'name') is distinct from 'string' or length(workflow ->> 'name') not between 1 and 200 then
         perform refuse('PGS09', 'enqueue_workflow: workflow must be an object with a "name" (1 to 200 characters) and "jobs", an array of at least one',
             'For example {"name": "etl", "jobs": [{"name": "extract", "task": "extract", "queue": "etl"}]}.');
     end if;
@@ -254,8 +308,12 @@ begin
     if exists (select from unnest(given) g where g.parent_id is not null) then
         perform refuse('PGS05', 'enqueue_workflow: a job of a workflow is not a subtask, and one has a parent_id', 'Give subtasks to enqueue_many: they may have names and edges there, too.');
     end if;
-    insert into workflow (name, jobs) values (enqueue_workflow.workflow ->> 'name', cardinality(given)) returning id into the_id;
-    return jsonb_build_object('workflow_id', the_id, 'job_ids', to_jsonb(make_jobs(given, the_id, notify)));
+    ids := make_jobs(given, the_id, notify);
+    insert into workflow (id, name, jobs, shared, deadline) overriding system value
+    values (the_id, enqueue_workflow.workflow ->> 'name', cardinality(given), case
+        when exists (select from unnest(given) g where g.unique_key is not null)
+        then cardinality(given) - (select count(*) from job j where j.workflow_id = the_id) else 0 end, the_deadline);
+    return jsonb_build_object('workflow_id', the_id, 'job_ids', to_jsonb(ids));
 end
 $$;
 comment on function enqueue_workflow(jsonb, boolean) is 'Enqueues jobs as one workflow, all or none; answers its number and their ids.';

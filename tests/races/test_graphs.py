@@ -64,7 +64,7 @@ def test_random_graphs_end_as_the_rules_say(dsn: str, connection: Any) -> None:
 
 
 def test_a_storm_of_everything_breaks_no_invariant(dsn: str, connection: Any) -> None:
-    """Workers, late commits, rollbacks, releasers that are killed, cancels, several who retry, prune, edges from outside."""
+    """Workers, late commits, rollbacks, releasers that are killed, cancels, several who retry and rerun, prune, edges from outside."""
     crowd = Crowd(dsn)
     ids: list[int] = []
 
@@ -88,8 +88,11 @@ def test_a_storm_of_everything_breaks_no_invariant(dsn: str, connection: Any) ->
                     continue
                 some = rng.sample(ids[-400:], min(len(ids), 3))
                 what = rng.random()
-                if what < 0.45:
+                if what < 0.35:
                     again(session, "select * from pgsched.retry(%s)", (some[0],), rng)
+                elif what < 0.45:
+                    rerun = "select pgsched.rerun_workflow(workflow_id, array[name]) from pgsched.job where id = any (%s) and workflow_id is not null limit 1"
+                    again(session, rerun, (rng.sample(ids[-4000:], 1),), rng)
                 elif what < 0.6:
                     again(session, "select * from pgsched.cancel_many(%s)", (some,), rng)
                 elif what < 0.9:

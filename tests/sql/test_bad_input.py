@@ -46,6 +46,9 @@ SIGNATURES = {
         "task": "text", "error": "text", "queue": "text", "since": "timestamptz", "until": "timestamptz", "limit": "integer",
         "dry_run": "boolean", "above": "bigint", "look": "integer",
     },
+    "rerun_workflow": {"workflow_id": "bigint", "from_names": "text[]", "dry_run": "boolean"},
+    "enforce_deadlines": {"n": "integer"},
+    "list_workflows": {"limit": "integer", "most": "bigint"},
     "explain": {"job_id": "bigint"},
     "workflow_jobs": {"workflow_id": "bigint"},
     "release": {"n": "integer"},
@@ -193,6 +196,9 @@ def make_bed(connection: psycopg.Connection[Any]) -> Bed:
     run("select pgsched.enqueue_many(%s)", [job | {"depends_on": [{"job": 12}, {"job": 1, "on": "done"}], "rule": "any"}])
     steps = [job | {"name": "a", "queue": "late"}, job | {"name": "b", "depends_on": [{"name": "a", "inputs": [["x"]]}]}]
     run("select pgsched.enqueue_workflow(%s)", {"name": "w", "jobs": steps})
+    for options in ({}, {"deadline_s": 0}):
+        run("select pgsched.enqueue_workflow(%s)", {"name": "w", "jobs": steps[:1]} | options)
+    run("select pgsched.cancel(18)")
     dead, _, dead_claims = worker_with_claims(3)
     run("select pg_advisory_unlock_shared(%s)", dead)
     worker, token, claims = worker_with_claims(5)
@@ -333,7 +339,7 @@ def good(bed: Bed, function: str) -> dict[str, st.SearchStrategy[Any]]:
             "notify": st.booleans(), "depends_on": one_of(None, "{1,12}", "{99}", "{}"),
         },
         "enqueue_many": {"jobs": jobs().map(json.dumps), "notify": st.booleans()},
-        "enqueue_workflow": {"workflow": mostly({"name": "w", "jobs": jobs() | one_of([STEP])}).map(json.dumps), "notify": st.booleans()},
+        "enqueue_workflow": {"workflow": mostly({"name": "w", "jobs": jobs() | one_of([STEP]), "deadline_s": one_of(None, 60)}).map(json.dumps), "notify": st.booleans()},
         "cancel_workflow": {"workflow_id": one_of("1", "2"), "reason": one_of(None, "no more"), "dry_run": st.booleans()},
         "retry": {"job_id": one_of("1", "4", "5", "15", "16"), "dry_run": st.booleans()},
         "backoff": {
@@ -343,6 +349,9 @@ def good(bed: Bed, function: str) -> dict[str, st.SearchStrategy[Any]]:
         "list_failed": such | {"before_id": one_of(None, "99"), "limit": one_of("1", "10000"), "look": one_of("1", "1000")},
         "failed_groups": such | {"limit": one_of("1", "10000"), "look": one_of("1", "1000")},
         "retry_failed": such | {"limit": one_of("1", "10000"), "dry_run": st.booleans(), "above": one_of("0", "2"), "look": one_of("1", "1000")},
+        "rerun_workflow": {"workflow_id": one_of("2", "2", "1"), "from_names": one_of(["a"], ["a"], ["a", "b"]), "dry_run": st.booleans()},
+        "enforce_deadlines": {"n": one_of("1", "1000")},
+        "list_workflows": {"limit": one_of("1", "50"), "most": one_of("0", "200000")},
         "explain": {"job_id": st.integers(1, 18).map(str)},
         "workflow_jobs": {"workflow_id": one_of("1", "2")},
         "release": {"n": one_of("1", "1000")},

@@ -27,14 +27,15 @@ RUNNING = 5_000
 HISTORIES = ["statistics of empty tables", "plans of small tables", "plans of one page", "statistics of full tables"]
 MODES: list[LiteralString] = ["force_custom_plan", "force_generic_plan", "auto"]
 BUDGET = 1_000  # rows that one scan may visit: no call below asks for more than 200 jobs
-TABLES = {"waiting", "ready", "running", "finished", "job", "job_key", "attempt_log", "waiter", "progress", "dependency", "release_check"}
+TABLES = {"waiting", "ready", "running", "finished", "job", "job_key", "attempt_log", "waiter", "progress", "dependency", "release_check", "workflow"}
 STATES = ["scheduled", "retrying", "blocked", "parked", "held", "ready", "running", "cancelling"]
 STATES += ["succeeded", "failed", "cancelled", "skipped"]
 
 # What may read a table whole: running is as small as the workers' concurrency, and has no index for lists.
 WHOLE = {("known_queues", "running"), ("ids_in", "running")}
 # What may sort: the one or two holders of a key that an old snapshot shows; what is read whole, and is that small.
-SORTED = {("take_keys", "job_key"), ("known_queues", "running")}
+# And the jobs of a part that runs again, so that keys are taken in order.
+SORTED = {("take_keys", "job_key"), ("known_queues", "running"), ("rerun_workflow", "job")}
 
 FILL = """
 create temp table plan on commit drop as
@@ -82,6 +83,17 @@ insert into finished (job_id, queue, state, attempt, finished_at, cause_job_id)
 insert into release_check (ended_id, look_at_id)
     select case when i %% 3 = 1 then 2 * %(rows)s + i end, case when i %% 3 = 2 then 4 * %(rows)s + 1000 + i end
     from plan where i <= least(%(rows)s / 3, 6000) and i %% 3 > 0;
+-- Many workflows; all jobs of one have succeeded, each after the first, and the deadline of another has passed.
+insert into workflow (id, name, jobs, deadline) overriding system value
+    select i, 'w', 50, case when i %% 2 = 0 then now() + (i - 3) * interval '1 minute' end from plan where i <= least(%(rows)s, 6000);
+insert into job (id, task, queue, name, workflow_id, rule)
+    select 5 * %(rows)s + w * 1000 + i, 'send', 'flows', case when i = 1 and w = 1 then 'again' end, w, case when i > 1 and w = 1 then 'all' end
+    from plan, generate_series(1, 2) w where i <= 50;
+insert into finished (job_id, queue, state, claim_id, attempt, finished_at)
+    select 5 * %(rows)s + 1000 + i, 'flows', 'succeeded', (1::bigint << 43) + i, 1, now() from plan where i <= 50;
+insert into dependency (job_id, depends_on_id, outcome) select 5 * %(rows)s + 1000 + i, 5 * %(rows)s + 1001, 'succeeded' from plan where i between 2 and 50;
+insert into waiting (job_id, queue, reason, run_at)
+    select 5 * %(rows)s + 2000 + i, 'flows', 'scheduled', now() + interval '1 year' from plan where i <= 50;
 insert into waiter (job_id) select i from plan where i <= %(running)s
     union all select i + 3 * %(rows)s from plan where i <= %(running)s;
 insert into progress (claim_id, job_id, fraction) select claim_id, job_id, 0.1 from running;
@@ -182,7 +194,23 @@ SCENARIOS = {
         """select pgsched.retry(c.id) from (
             select f.job_id as id from pgsched.finished f where f.state = 'failed' and exists (
                 select from pgsched.finished c where c.cause_job_id = f.job_id) order by f.job_id limit 1) c""",
-        {"retry_one": {"finished", "waiting", "dependency"}, "wait_again": {"job", "dependency"}},
+        {
+            "retry_one": {"finished", "dependency"}, "reopen_below": {"finished", "waiting", "dependency"},
+            "hold_dependencies": {"job", "dependency"}, "wait_again": {"job", "dependency"},
+        },
+    ),
+    "rerun_workflow": Scenario(
+        "select pgsched.rerun_workflow(j.workflow_id, array[j.name]) from pgsched.job j where j.name = 'again'",
+        {
+            "rerun_workflow": {"workflow", "finished", "waiting", "job", "attempt_log", "dependency"},
+            "refuse_rerun": {"waiting", "finished", "job", "dependency"},
+            "refuse_takers": {"dependency"},
+            "reopen_below": {"finished", "waiting", "dependency"},
+            "wait_again": {"job", "dependency"},
+        },
+    ),
+    "enforce_deadlines": Scenario(
+        "select pgsched.enforce_deadlines(100)", {"enforce_deadlines": {"workflow", "job", "finished", "running"}, "cancel_many": {"waiting"}}
     ),
     "list_failed": Scenario(
         """select count(*) from (select 1 from pgsched.list_failed() union all
@@ -232,7 +260,7 @@ SCENARIOS = {
         "select pgsched.known_queues()", {"known_queues": {"waiting", "ready", "finished", "running"}}
     ),
     "list_jobs": Scenario(
-        "select count(*) from pgsched.list_jobs()", {"list_jobs": TABLES - {"job_key", "attempt_log", "waiter", "dependency", "release_check"}}
+        "select count(*) from pgsched.list_jobs()", {"list_jobs": TABLES - {"job_key", "attempt_log", "waiter", "dependency", "release_check", "workflow"}}
     ),
     "list_jobs by state": Scenario(
         f"select s, (select count(*) from pgsched.list_jobs(state => s)) from unnest(array{STATES}) s",

@@ -154,6 +154,39 @@ async def enqueue_with_sqlalchemy(session: AsyncSession, connection: AsyncConnec
     await app.aenqueue_many([send.bind(1)], connection=connection)
 
 
+# Workflows: results are typed where they are taken, groups are lists, a workflow within another keeps the types of its nodes.
+etl = app.workflow("etl")
+counted = etl.add(count, ["a"])
+assert_type(counted, pgsched.Node[Totals])
+assert_type(counted.result, Totals)
+sent = etl.map(send, [1, 2], loud=True)
+assert_type(sent, pgsched.Group[Receipt])
+assert_type(sent.results, list[Receipt])
+assert_type(list(sent), list[pgsched.Node[Receipt]])
+charged = etl.after(sent, counted.done, rule="any").map(charge, ["4111"], 1.5)
+assert_type(charged.results, list[int | None])
+assert_type(etl.after(sent.failure).named("many").map(retried.using(priority=1), (1, 2)), pgsched.Group[None])
+assert_type(etl.on_failure(send, 1, loud=True), pgsched.Node[Receipt])
+outer = app.workflow("outer")
+part = outer.named("part").add_workflow(etl)
+assert_type(part, pgsched.Subworkflow)
+assert_type(part[counted].result, Totals)
+assert_type(part["count"], pgsched.Node[Any])
+outer.after(part, part.done).add(send, 1)
+outer.after(part.failure).on_failure(count, [])
+the_run = outer.enqueue(deadline=timedelta(hours=1))
+assert_type(the_run, pgsched.WorkflowRun)
+assert_type(the_run[part[counted]].result(), Totals)
+assert_type(the_run.rerun(from_=part[counted], dry_run=True), dict[int, str])
+the_run.rerun(from_=["count", counted])
+the_run.rerun(from_=sent)
+
+
+async def workflows_in_a_loop() -> None:
+    again = await outer.aenqueue(deadline=datetime(2030, 1, 1, tzinfo=UTC))
+    assert_type(await again.arerun(from_="count"), dict[int, str])
+
+
 # Names and attributes that applications use.
 assert_type(send.name, str)
 assert_type(send.is_async, bool)

@@ -102,6 +102,23 @@ count(["a"]).upper()  # error
 charge(1, 1.0)  # error
 text: str = send(1)  # error
 
+# Workflows.
+etl = app.workflow("etl")
+etl.add(count, ["a"], 1)  # error
+etl.add(send, etl.add(count, []).result, to=1)  # error
+etl.add(count, etl.add(count, []).result)  # error
+etl.map(send, ["one"])  # error
+etl.map(send, [1], loud="yes")  # error
+etl.map(count, [1])  # error
+etl.map(send, 1)  # error
+etl.add(count, etl.map(count, [["a"]]).results)  # error
+etl.on_failure(send, "one")  # error
+etl.add_workflow(send)  # error
+etl.after("send").add(count, [])  # error
+etl.enqueue(deadline=5)  # error
+etl.enqueue().rerun("a")  # error
+etl.enqueue().rerun(from_=5)  # error
+
 # Decorating.
 app.task(retry=3)  # error
 app.task(timeout=30)  # error

@@ -239,10 +239,11 @@ begin
                 ) e
             where u.id = any (still)));
     end if;
+    -- (A scalar subquery, by the index: NOT EXISTS may be planned as a hash of the whole table.)
     return over || array(
         select e.event from unnest(events, looks) e (event, job_id)
-        where e.job_id is not null and e.event <> all (over) and not exists (
-            select from dependency d where d.job_id = e.job_id and d.outcome is null and d.depends_on_id <> all (alive)));
+        where e.job_id is not null and e.event <> all (over) and (
+            select true from dependency d where d.job_id = e.job_id and d.outcome is null and d.depends_on_id <> all (alive) limit 1) is null);
 end
 $$;
 comment on function settled_looks(bigint[], bigint[]) is 'Which events of the kind "look at this job" are settled (internal).';

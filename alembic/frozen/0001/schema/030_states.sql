@@ -140,13 +140,13 @@ create table attempt_log (
     ended_at timestamptz not null,
     primary key (job_id, claim_id),
     constraint attempt_log_state_is_known check (state in
-        ('failed', 'retried', 'snoozed', 'parked', 'given_back', 'cancelled', 'conflict', 'broken', 'lost'))
+        ('failed', 'retried', 'snoozed', 'parked', 'given_back', 'cancelled', 'conflict', 'broken', 'lost', 'rerun'))
 );
-comment on table attempt_log is 'One row for every claim that ended without a success, and why.';
+comment on table attempt_log is 'One row for every claim that ended without a success, and why; and for a success whose job was run again.';
 comment on column attempt_log.job_id is 'The job.';
 comment on column attempt_log.claim_id is 'The claim.';
 comment on column attempt_log.attempt is 'The number of the attempt in the retry budget.';
-comment on column attempt_log.state is 'How the claim ended: failed and cancelled ended the job; conflict: its transaction met another''s; broken: its transaction''s connection ended; lost: its worker died.';
+comment on column attempt_log.state is 'How the claim ended: failed and cancelled ended the job; conflict: its transaction met another''s; broken: its transaction''s connection ended; lost: its worker died; rerun: it had succeeded, and rerun_workflow() has let its job run again.';
 comment on column attempt_log.error_type is 'The exception''s class.';
 comment on column attempt_log.error is 'Its message.';
 comment on column attempt_log.traceback is 'Where it was raised.';

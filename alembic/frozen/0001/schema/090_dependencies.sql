@@ -4,17 +4,28 @@ create table workflow (
     id bigint generated always as identity (cache 1) primary key,
     name text collate "C" not null,
     jobs integer not null,
+    shared integer not null default 0,
+    deadline timestamptz,
+    deadline_below bigint,
+    deadline_over_at timestamptz,
     created_at timestamptz not null default clock_timestamp(),
     created_by text not null default session_user,
     constraint workflow_name_is_a_name check (length(name) between 1 and 200),
-    constraint workflow_jobs_is_a_count check (jobs >= 1)
+    constraint workflow_jobs_is_a_count check (jobs >= 1),
+    constraint workflow_shared_is_a_part check (shared between 0 and jobs),
+    constraint workflow_deadline_is_finite check (deadline >= '0001-01-01 00:00+00' and deadline < '9999-01-01 00:00+00')
 );
 create index workflow_name on workflow (name, id);
+create index workflow_deadline on workflow (deadline, id) where deadline is not null and deadline_over_at is null;
 comment on table workflow is 'Jobs that were enqueued together under a name. Its jobs name it in job.workflow_id.';
 comment on sequence workflow_id_seq is 'The numbers of workflows.';
 comment on column workflow.id is 'Its number.';
 comment on column workflow.name is 'Its name: many may have the same, one for each run.';
 comment on column workflow.jobs is 'How many jobs it was made of.';
+comment on column workflow.shared is 'For how many of them another job stands, with the same unique key: it belongs to whoever made it.';
+comment on column workflow.deadline is 'What of it has not ended by then is cancelled; null: it has no deadline.';
+comment on column workflow.deadline_below is 'The deadline has passed, and is at the jobs with ids below this one.';
+comment on column workflow.deadline_over_at is 'When all that had not ended by the deadline had been cancelled: the deadline counts no more.';
 comment on column workflow.created_at is 'When it was enqueued.';
 comment on column workflow.created_by is 'The role that enqueued it.';
 

@@ -62,6 +62,9 @@ begin
     end if;
     if j.finished_at is null then
         said := said || array(
+            select format('It is cancelled if it has not ended by %s, the deadline of its workflow.', w.deadline)
+            from workflow w where w.id = d.workflow_id and w.deadline is not null and w.deadline_over_at is null);
+        said := said || array(
             select format('%s.', label(w.id) || ' waits for it')
             from (
                 select e.job_id as id from dependency e

@@ -1,4 +1,4 @@
--- Every attempt that ended without a success, with its error, newest first when ordered by ended_at.
+-- Every attempt that ended without a success (or whose job was run again since, state rerun), with its error, newest first when ordered by ended_at.
 create or replace view job_errors as
 select
     a.job_id,
@@ -15,7 +15,7 @@ select
     a.ended_at
 from attempt_log a
     left join job j on j.id = a.job_id;
-comment on view job_errors is 'Every attempt that ended without a success, with its error.';
+comment on view job_errors is 'Every attempt that ended without a success, with its error; state rerun: it had succeeded, and its job was run again.';
 comment on column job_errors.job_id is 'The job.';
 comment on column job_errors.task is 'Its task.';
 comment on column job_errors.queue is 'Its queue.';
