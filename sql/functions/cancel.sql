@@ -117,7 +117,7 @@ begin
     end if;
     return query
     select c.*
-    from cancel_many(array(select j.id from job j where j.workflow_id = cancel_workflow.workflow_id order by j.workflow_id, j.id), reason, dry_run) c;
+    from cancel_many(array(select j.id from job j where j.workflow_id = cancel_workflow.workflow_id), reason, dry_run) c;
 end
 $$;
 comment on function cancel_workflow(bigint, text, boolean) is 'Cancels all jobs of a workflow that have not ended; answers which it changed and what they were.';

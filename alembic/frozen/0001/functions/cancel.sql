@@ -115,7 +115,9 @@ begin
     if not exists (select from workflow w where w.id = workflow_id) then
         perform refuse('PGS05', format('there is no workflow %s', coalesce(workflow_id::text, 'null')), 'It was pruned, or never was: nothing is changed.');
     end if;
-    return query select * from cancel_many(array(select j.id from job j where j.workflow_id = cancel_workflow.workflow_id order by j.id), reason, dry_run);
+    return query
+    select c.*
+    from cancel_many(array(select j.id from job j where j.workflow_id = cancel_workflow.workflow_id), reason, dry_run) c;
 end
 $$;
 comment on function cancel_workflow(bigint, text, boolean) is 'Cancels all jobs of a workflow that have not ended; answers which it changed and what they were.';
@@ -157,6 +159,9 @@ comment on function cancel_waiting(bigint[], text) is 'Cancels those of these jo
 create or replace function cancel_one(the_job bigint, reason text) returns text
 language plpgsql
 set search_path from current
+set enable_seqscan = off
+set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan
 as $$
 declare
     t timestamptz;
@@ -254,8 +259,14 @@ begin
         ), freed as (
             delete from job_key k where k.job_id = any (array(select g.job_id from gone g))
         ), caused as (
+            -- (Of what a subquery answers: else the least of all may be looked for from the beginning of another index.)
             select g.*, (
-                select min(d.depends_on_id) from dependency d where d.job_id = g.job_id and d.outcome = 'cancelled' and d.condition <> 'done') as cause
+                select min(x.id)
+                from (
+                    select d.depends_on_id as id from dependency d
+                    where d.job_id = g.job_id and d.outcome = 'cancelled' and d.condition <> 'done'
+                    offset 0
+                ) x) as cause
             from gone g
         )
         insert into finished (job_id, queue, state, reason, attempt, finished_at, cause_job_id)
