@@ -184,6 +184,12 @@ class App:
                 own = [await arun(connection, self._many(c, notify)) for c in chunks]
         return [job for c, ids in zip(chunks, own, strict=True) for job in self._jobs(c, ids)]
 
+    def job(self, job_id: int) -> Job[Any]:
+        """A handle on a job by its number, whoever enqueued it: its result is what JSON holds. Whether there is such a job is asked later."""
+        if not isinstance(job_id, int) or isinstance(job_id, bool) or not 0 < job_id < 2**63:
+            raise UsageError(f"job: {job_id!r:.80} is no job's number")
+        return Job(job_id, self.client)
+
     def workflow(self, name: str) -> Workflow:
         """A workflow to be made: add jobs to it, then `enqueue` it. `name`: 1 to 200 characters; each run has a number, too."""
         if not isinstance(name, str) or not 1 <= len(name) <= 200 or "\0" in name:

@@ -163,6 +163,10 @@ class Calls:
             dry=dry_run,
         )
 
+    def subtasks(self, job_id: int) -> Call[list[dict[str, Any]]]:
+        """The subtasks of a job's present life, oldest first: rows of the view jobs."""
+        return self._call("select to_jsonb(s) from @subtasks(%(id)s) s", _column, id=job_id)
+
     def explain(self, job_id: int) -> Call[str]:
         """Why a job is where it is, in plain sentences."""
         return self._call("select @explain(%(id)s)", _scalar, id=job_id)

@@ -86,6 +86,19 @@ class Job(Generic[R_co]):
         """`explain` in an event loop."""
         return await self._client.arun(self._client.calls.explain(self.id))
 
+    def subtasks(self) -> list[JobInfo]:
+        """The subtasks that its last attempt made, oldest first: where each stands, and its result as JSON holds it.
+
+        A job that depends on this one begins after all of them, so that it finds how each has ended. Raises `InvalidJob` where
+        there is no such job.
+        """
+        rows = self._client.run(self._client.calls.subtasks(self.id), "subtasks", "asubtasks")
+        return [job_info(row) for row in rows]
+
+    async def asubtasks(self) -> list[JobInfo]:
+        """`subtasks` in an event loop."""
+        return [job_info(row) for row in await self._client.arun(self._client.calls.subtasks(self.id))]
+
     def result(self, timeout: timedelta | None = None) -> R_co:
         """Wait until the job has ended; what its handler returned, of the type that its annotation says.
 

@@ -8,7 +8,7 @@ values
     ('reader', 'view', 'jobs'), ('reader', 'view', 'queues'), ('reader', 'view', 'workers'), ('reader', 'view', 'job_errors'),
     ('reader', 'view', 'leader'), ('reader', 'view', 'blocked'), ('reader', 'view', 'workflows'),
     ('reader', 'function', 'list_jobs'), ('reader', 'function', 'list_failed'), ('reader', 'function', 'failed_groups'), ('reader', 'function', 'backoff'),
-    ('reader', 'function', 'explain'), ('reader', 'function', 'workflow_jobs'), ('reader', 'function', 'list_workflows'), ('reader', 'function', 'check_invariants'), ('reader', 'function', 'errors'),
+    ('reader', 'function', 'explain'), ('reader', 'function', 'subtasks'), ('reader', 'function', 'workflow_jobs'), ('reader', 'function', 'list_workflows'), ('reader', 'function', 'check_invariants'), ('reader', 'function', 'errors'),
     ('reader', 'function', 'protocol'), ('reader', 'function', 'waiting_state'), ('reader', 'function', 'masked'),
     ('client', 'function', 'enqueue'), ('client', 'function', 'enqueue_many'), ('client', 'function', 'enqueue_workflow'),
     ('client', 'function', 'cancel'), ('client', 'function', 'cancel_many'), ('client', 'function', 'cancel_workflow'), ('client', 'function', 'retry'), ('client', 'function', 'retry_failed'), ('client', 'function', 'rerun_workflow'),

@@ -89,3 +89,20 @@ def test_what_is_no_job_that_runs_here_cannot_be_a_parent(app: pgsched.App, dsn:
     with pytest.raises(pgsched.UsageError, match="a job of a workflow is not a subtask"):
         app.workflow("w").add(flows.part.using(parent=late), 1)
     work_until(app, dsn, ENDED)
+
+
+def test_what_depends_on_the_parent_reads_the_results_of_its_subtasks(app: pgsched.App, dsn: str, connection: Any) -> None:
+    flow = app.workflow("sum")
+    made = flow.add(flows.squares, [1, 2, 3])
+    total = flow.add(flows.sum_of, made.result)
+    run = flow.enqueue()
+    work_until(app, dsn, ENDED)
+    app.use(dsn)
+    assert run[total].result() == 14
+    parts = run[made].subtasks()
+    assert [(part.task, part.state, part.result) for part in parts] == [("square", "succeeded", n * n) for n in (1, 2, 3)]
+    assert connection.execute("select jobs, succeeded from pgsched.workflows").fetchone() == (2, 2)  # (subtasks are parts of their parent)
+    with pytest.raises(pgsched.InvalidJob, match="there is no job 99"):
+        app.job(99).subtasks()
+    with pytest.raises(pgsched.UsageError, match="is no job's number"):
+        app.job(-1)

@@ -101,3 +101,21 @@ def splits_in_transaction(of: int, then: str = "", parts: str = "") -> str:
     for i in range(1, of):
         part.using(parent=me, connection=me.connection, depends_on=[first]).enqueue(i, parts if i == of - 1 else "")
     return _end(then)
+
+
+@app.task
+def squares(numbers: list[int]) -> int:
+    """Its own number, for those who want its subtasks."""
+    me = pgsched.current_job()
+    app.enqueue_many(square.using(parent=me).bind(number) for number in numbers)
+    return me.id
+
+
+@app.task
+def square(number: int) -> int:
+    return number * number
+
+
+@app.task
+def sum_of(job_id: int) -> int:
+    return sum(part.result for part in app.job(job_id).subtasks())

@@ -72,7 +72,7 @@ from workflow w
         from job j
             left join finished f on f.job_id = j.id
             left join running r on r.job_id = j.id
-        where j.workflow_id = w.id
+        where j.workflow_id = w.id and j.parent_id is null  -- (subtasks are parts of their parent)
     ) s;
 comment on view workflows is 'One row a workflow: how far it is. Fast by id; of many, list_workflows() is faster.';
 comment on column workflows.id is 'Its number.';
@@ -120,7 +120,7 @@ select j.id, coalesce(j.name, j.task), j.task, s.state, s.attempt, s.started_at,
     select jsonb_agg(jsonb_build_object('id', d.depends_on_id, 'on', d.condition, 'outcome', d.outcome) order by d.depends_on_id)
     from dependency d where d.job_id = j.id), '[]')
 from job j join jobs s on s.id = j.id
-where j.workflow_id = workflow_jobs.workflow_id
+where j.workflow_id = workflow_jobs.workflow_id and j.parent_id is null
 order by j.id
 $$;
 comment on function workflow_jobs(bigint) is 'The jobs of a workflow and their edges, each after all that it waits for.';
