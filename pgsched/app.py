@@ -185,7 +185,7 @@ class App:
         return [job for c, ids in zip(chunks, own, strict=True) for job in self._jobs(c, ids)]
 
     def job(self, job_id: int) -> Job[Any]:
-        """A handle on a job by its number, whoever enqueued it: its result is what JSON holds. Whether there is such a job is asked later."""
+        """A handle on a job by its number, whoever enqueued it: its result is what JSON holds."""
         if not isinstance(job_id, int) or isinstance(job_id, bool) or not 0 < job_id < 2**63:
             raise UsageError(f"job: {job_id!r:.80} is no job's number")
         return Job(job_id, self.client)

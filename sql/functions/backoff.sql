@@ -49,10 +49,7 @@ comment on function backoff(jsonb, bigint, double precision) is 'The wait after 
 -- A number of seconds as whole microseconds, clamped to 0 to 100 years; `otherwise` where it is no number (internal).
 create or replace function micros(s jsonb, otherwise double precision) returns double precision
 language sql immutable
-set search_path from current
-as $$
-select case when jsonb_typeof(s) = 'number' then round(least(greatest((s #>> '{}')::numeric, 0), 3155760000) * 1000000)::double precision else otherwise end
-$$;
+return case when jsonb_typeof(s) = 'number' then round(least(greatest((s #>> '{}')::numeric, 0), 3155760000) * 1000000)::double precision else otherwise end;
 comment on function micros(jsonb, double precision) is 'A number of seconds as whole microseconds, clamped to 0 to 100 years (internal).';
 
 -- When the next attempt of a job may begin whose attempt number `attempt` failed at `t`; `run_at` is null where there is none, and

@@ -348,6 +348,5 @@ comment on function reconcile(bigint, integer[], bigint[]) is 'Gives back what t
 -- A span of time from a number of seconds, whatever the number: 0 to 100 years.
 create or replace function seconds(s double precision) returns interval
 language sql immutable
-set search_path from current
-as $$ select make_interval(secs => least(greatest(coalesce(nullif(s, 'NaN'), 0), 0), 3155760000)) $$;
+return make_interval(secs => least(greatest(coalesce(nullif(s, 'NaN'), 0), 0), 3155760000));
 comment on function seconds(double precision) is 'A span of time from any number of seconds, clamped to 0 to 100 years (internal).';

@@ -225,13 +225,10 @@ comment on function force_durable() is 'Makes the commit of this transaction wai
 -- Whether a value is a JSON number, whole, at least `at_least` and an integer of Postgres'; null where there is no value.
 create or replace function whole_number(value jsonb, at_least bigint) returns boolean
 language sql immutable
-set search_path from current
-as $$
-select case coalesce(jsonb_typeof(value), 'null')
+return case coalesce(jsonb_typeof(value), 'null')
     when 'null' then null
     when 'number' then value::numeric = trunc(value::numeric) and value::numeric between at_least and 2147483647
-    else false end
-$$;
+    else false end;
 comment on function whole_number(jsonb, bigint) is 'Whether a value is a whole number within bounds; null for none (internal).';
 
 -- Whether a value is a JSON array of texts.

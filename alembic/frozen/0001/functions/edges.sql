@@ -1,20 +1,16 @@
 -- Whether a new job depends on anything.
 create or replace function has_edges(depends_on jsonb) returns boolean
 language sql immutable
-set search_path from current
-as $$ select coalesce(jsonb_array_length(depends_on), 0) > 0 $$;
+return coalesce(jsonb_array_length(depends_on), 0) > 0;
 comment on function has_edges(jsonb) is 'Whether a new job depends on anything (internal).';
 
 -- Whether this is a way to a place in the arguments: a parameter's name, then keys and positions.
 create or replace function is_path(path jsonb) returns boolean
 language sql immutable
-set search_path from current
-as $$
-select case when jsonb_typeof(path) = 'array' and jsonb_array_length(path) > 0 then
+return case when jsonb_typeof(path) = 'array' and jsonb_array_length(path) > 0 then
     jsonb_typeof(path -> 0) = 'string' and not jsonb_path_exists(path,
         'strict $[*] ? (@.type() != "string" && @.type() != "number" || @.type() == "number" && (@ < 0 || @.floor() != @ || @ > 2147483647))')
-    else false end
-$$;
+    else false end;
 comment on function is_path(jsonb) is 'Whether this is a way to a place in the arguments (internal).';
 
 -- Refuses new jobs that take two results in one place, or in too many.

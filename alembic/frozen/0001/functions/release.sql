@@ -323,10 +323,7 @@ comment on function carry_out(bigint[], boolean) is 'Decides over jobs whose row
 
 -- Why a job has ended without running, in words.
 create or replace function end_by_cause(cause bigint, outcome text) returns text
-language sql immutable
-set search_path from current
-as $$
-select format('job %s, which it depends on, %s', cause,
-    case outcome when 'succeeded' then 'has succeeded' when 'failed' then 'has failed' when 'skipped' then 'was skipped' else 'was cancelled' end)
-$$;
+language sql stable
+return format('job %s, which it depends on, %s', cause,
+    case outcome when 'succeeded' then 'has succeeded' when 'failed' then 'has failed' when 'skipped' then 'was skipped' else 'was cancelled' end);
 comment on function end_by_cause(bigint, text) is 'Why a job has ended without running, in words (internal).';

@@ -1,16 +1,13 @@
 -- What people call a job that waits for this reason.
 create or replace function waiting_state(reason text) returns text
 language sql immutable
-set search_path from current
-as $$
-select case reason
+return case reason
     when 'scheduled' then 'scheduled'
     when 'retry' then 'retrying'
     when 'dependencies' then 'blocked'
     when 'subtasks' then 'parked'
     else 'held'
-end
-$$;
+end;
 comment on function waiting_state(text) is 'The state that people see for a reason to wait.';
 
 -- Arguments as they may be shown: the secret ones masked.
