@@ -52,6 +52,17 @@ def test_the_program_of_the_page_on_workflows_runs(dsn: str, connection: Any, tm
     assert dict(ends)["page_someone"] == "skipped" and dict(ends)["tidy_up"] == "succeeded"
 
 
+def test_the_page_on_schedules_runs(connection: Any, dsn: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv("PGSCHED_DSN", dsn)
+    names: dict[str, Any] = {}
+    exec(block("docs/schedules.md", "python"), names)
+    names["app"].schedules.declare()
+    names["app"].close()
+    for statement in filter(str.strip, block("docs/schedules.md", "sql").split(";")):
+        connection.execute(statement)
+    assert connection.execute("select name from pgsched.schedules order by 1").fetchall() == [("ping",), ("refresh",), ("report eu",)]
+
+
 def test_the_readmes_sql_runs(connection: Any) -> None:
     connection.execute(block("README.md", "sql", 0))
     statements = re.sub(r"--.*", "", block("README.md", "sql", 1)).split(";")
