@@ -268,7 +268,7 @@ def test_a_schedule_that_somebody_holds_is_left_for_the_next_round_and_stops_no_
         assert (history(connection, "free"), history(connection, "held")) == ([("01 00:01", "made")], [])
     reign.tick(f"{DAY} 00:01:30Z")
     assert history(connection, "held") == [("01 00:01", "made")]
-    assert reign.send(entries, f"{DAY} 00:01:30Z")["moved"] == 0, "the same batch again moves nothing"
+    assert reign.send(entries, f"{DAY} 00:02Z")["moved"] == 0, "the same batch again moves nothing, also when the next tick is due"
 
 
 def test_a_jitter_that_only_the_leader_can_see_through_is_shown_as_a_problem(reign: Reign, connection: Any) -> None:
