@@ -279,7 +279,7 @@ SCENARIOS = {
         "select pgsched.known_queues()", {"known_queues": {"waiting", "ready", "finished", "running"}}
     ),
     "list_jobs": Scenario(
-        "select count(*) from pgsched.list_jobs()", {"list_jobs": TABLES - {"job_key", "attempt_log", "waiter", "dependency", "release_check", "workflow"}}
+        "select count(*) from pgsched.list_jobs()", {"list_jobs": TABLES - {"job_key", "attempt_log", "waiter", "dependency", "release_check", "schedule", "schedule_tick", "workflow"}}
     ),
     "list_jobs by state": Scenario(
         f"select s, (select count(*) from pgsched.list_jobs(state => s)) from unnest(array{STATES}) s",
