@@ -24,6 +24,7 @@ MOST = 500
 """How many ticks one transaction makes, or how many schedules it only plans."""
 
 _TIME_S = 1.0  # for one look; what is left over has the next one
+_REFUSED_S = 60.0  # after a try that took too long
 _PLANNING_S = 0.2  # for planning without a word to the server, which ends a silent leader
 
 
@@ -35,7 +36,7 @@ class Ticker:
         self._zone_data = zone_data()
         self._most = MOST
         self._above: int | None = 0  # up to where what a new leader looks at was looked at
-        self._too_slow: set[int] = set()
+        self._too_slow: dict[int, float] = {}  # until when each of these is refused
 
     async def tick(self, ask: Ask) -> float | None:
         """Make what is due; in how many seconds the next tick is, None where none is planned."""
@@ -63,9 +64,9 @@ class Ticker:
         try:
             answer = await ask(self._calls.schedules.tick(json.dumps(some)))
         except psycopg.errors.QueryCanceled:
-            # Too much for one statement: less the next time, and one that is too much by itself is refused then.
+            # Too much for one statement: less the next time, and one that is too much by itself is refused for a while.
             if len(some) == 1:
-                self._too_slow.add(some[0]["id"])
+                self._too_slow[some[0]["id"]] = now() + _REFUSED_S
             self._most = max(1, len(some) // 2)
             raise
         self._most = min(MOST, self._most * 2)
@@ -89,8 +90,7 @@ class Ticker:
         return entries, looked_at
 
     def _noted(self, row: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-        if row["id"] in self._too_slow and entry["ticks"]:
-            self._too_slow.discard(row["id"])
+        if entry["ticks"] and now() < self._too_slow.get(row["id"], 0.0):
             entry["refuse"] = "it takes longer to make than a statement of the leader may"
         if entry["problem"] is not None:
             log.error('schedule "%s" of application "%s": %s', row["name"], row["app"], entry["problem"])

@@ -6,7 +6,8 @@ import json
 from datetime import datetime
 from typing import Any
 
-from harness.running import working
+from harness.running import leading, wait_until, working
+from harness.ticking import schedule
 from harness.ticking_app import app
 
 
@@ -37,3 +38,22 @@ def test_a_call_from_psql_wakes_the_leader(dsn: str, connection: Any) -> None:
         connection.execute("select pgsched.put_schedule(%s)", (json.dumps(given),))
         state.wait_until("(select next_tick_at from pgsched.schedule where name = 'by hand') is not null")
         connection.execute("select pgsched.unschedule('by hand')")
+
+
+def test_a_schedule_whose_ticks_take_too_long_is_refused_and_stops_no_other(dsn: str, connection: Any) -> None:
+    connection.execute("create function public.dawdle() returns trigger language plpgsql as 'begin perform pg_sleep(5); return new; end'")
+    connection.execute("create trigger dawdle before insert on pgsched.job for each row when (new.task = 'slow') execute function public.dawdle()")
+    schedule(connection, "slow", task="slow", every="3600 s", anchor="2020-01-01Z", catch_up="all")
+    for number in range(5):
+        schedule(connection, f"quick{number}", every="1 s", catch_up="all")
+    with leading(dsn, "only"):
+        wait_until(dsn, "(select count(*) from pgsched.schedule where next_tick_at is not null) = 6")
+        connection.execute(
+            "update pgsched.schedule set next_tick_at = date_trunc('second', clock_timestamp()), base_at = clock_timestamp() - interval '1 h' where name = 'slow'"
+        )
+        wait_until(dsn, "exists (select from pgsched.schedule_ticks where name = 'slow' and outcome = 'refused')")
+        rows = connection.execute("select reason from pgsched.schedule_ticks where name = 'slow'").fetchall()
+        assert rows == [("it takes longer to make than a statement of the leader may",)]
+        done = connection.execute("select min(c) from (select count(*) as c from pgsched.job group by schedule_id) x").fetchone()[0]
+        wait_until(dsn, f"(select min(c) from (select count(*) as c from pgsched.job group by schedule_id) x) >= {done + 3}")
+    assert connection.execute("select count(*) from pgsched.job where task = 'slow'").fetchone() == (0,)
