@@ -863,6 +863,8 @@ GUARDS = [
         "outcomes := outcomes || 'refused'::text;",
         "raise;",
         "tests/sql/test_failed.py::test_a_bulk_retry_goes_by_ids_and_what_is_in_the_way_of_one_stops_no_other",
+    ),
+    Guard(
         "only the stored tick is made",
         "sql/functions/tick.sql",
         "and s.next_tick_at is not distinct from g.was",

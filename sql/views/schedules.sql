@@ -26,7 +26,7 @@ select
     case when s.next_tick_at < clock_timestamp() and s.paused_at is null then clock_timestamp() - s.next_tick_at end as overdue_for,
     s.paused_at is not null as is_paused,
     concat_ws('; ', s.problem, (
-        select format('no live worker knows the task %s', string_agg(distinct shown(t.task), ', '))
+        select format('no live worker knows the task %s', string_agg(distinct format('"%s"', left(t.task, 60)), ', '))
         from (select j.one ->> 'task' as task from jsonb_array_elements(s.jobs) j (one)) t
         where t.task not in (select k.task from known k) and not exists (select from live l where l.tasks is null)
         having count(*) > 0

@@ -572,3 +572,36 @@ def test_what_the_code_declares_is_neither_changed_nor_removed_by_a_call(dsn: st
         connection.execute("select pgsched.pause_schedule('s')")
     with pytest.raises(psycopg.Error, match='there is no schedule "x"'):
         connection.execute("select pgsched.pause_schedule('x')")
+
+
+def test_a_client_may_schedule_a_reader_may_look_and_only_a_workers_role_may_tick(server: Any, dsn: str, connection: Any) -> None:
+    roles = [f"{level}_{connection.info.dbname}" for level in ("reader", "client", "worker")]
+    for role in roles:
+        connection.execute(f'create role "{role}"')
+        connection.execute("select pgsched.grant_access(%s, %s)", (role, role.split("_")[0]))
+    calls = {
+        "select * from pgsched.schedules": roles,
+        "select * from pgsched.schedule_ticks": roles,
+        "select pgsched.schedule('s', 't', 'q', every => '60 s')": roles[1:],
+        "select pgsched.pause_schedule('s')": roles[1:],
+        "select pgsched.declare_schedules('shop', '[]')": roles[1:],
+        "select pgsched.due_schedules(1)": [],
+        "select pgsched.tick_schedules('[]')": [],
+    }
+    try:
+        for call, allowed in calls.items():
+            for role in roles:
+                connection.execute(f'set role "{role}"')
+                try:
+                    connection.execute(call)
+                    found = True
+                except psycopg.Error as error:
+                    assert error.sqlstate in (("PGS11",) if role == roles[2] else ("42501",)), (call, role)
+                    found = False
+                finally:
+                    connection.execute("reset role")
+                assert found == (role in allowed), (call, role)
+    finally:
+        for role in roles:
+            connection.execute(f'drop owned by "{role}"')
+            connection.execute(f'drop role "{role}"')
