@@ -80,7 +80,7 @@ def test_the_program_and_the_sql_of_the_page_on_retries_run(connection: Any) -> 
 
 def test_the_readmes_picture_is_what_the_demo_prints() -> None:
     picture = block("README.md", "text")
-    source = (ROOT / "pgsched/demo/show.py").read_text()
+    source = (ROOT / "pgsched/demo/show.py").read_text() + (ROOT / "pgsched/demo/clock.py").read_text()
     for text in ("zones with the most clock changes", "Look for yourself", "a schedule, ", "The repair: ", "jobs succeeded", "after a repair", "once each"):
         assert text in picture and text in source
 
