@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 from pgsched.calls import Call
 from pgsched.client import Client
 from pgsched.context import JobContext
-from pgsched.errors import TaskError, UsageError
+from pgsched.cron import Every
+from pgsched.errors import ScheduleError, TaskError, UsageError
 from pgsched.failed import FailedJobs, such
 from pgsched.job import Job
 from pgsched.retry import Policy, for_task
 from pgsched.run import AsyncConnection, Connection, arun, run
+from pgsched.schedule import CatchUp, Makes, Overlap, define
+from pgsched.schedules import Schedules
 from pgsched.task import AnyTask, BoundTask, Options, Running, Task, TaskDecorator
 from pgsched.workflow import Workflow
 
@@ -39,16 +42,29 @@ class App:
              of its own on this machine, for development
     schema   the schema that `pgsched migrate` made
     timeout  how long an attempt of its tasks may take unless the task says otherwise; None: as long as it needs
+    deployment  the number of this version's deploy, higher each time: then workers that start bring the schedules to what their
+             code says, and an older version that still runs does not take them back. Without it they only add what is missing
 
     Nothing is opened before the first call. Raises `UsageError` for a name that cannot be a queue.
     """
 
     def __init__(
-        self, name: str, *, dsn: str | None = None, schema: str = "pgsched", timeout: timedelta | None = None
+        self,
+        name: str,
+        *,
+        dsn: str | None = None,
+        schema: str = "pgsched",
+        timeout: timedelta | None = None,
+        deployment: int | None = None,
     ) -> None:
         if not isinstance(name, str) or not 1 <= len(name) <= 100:
             raise UsageError(f"App: its name is {name!r:.80}; it is also a queue's name: a text of 1 to 100 characters")
+        if deployment is not None and (not isinstance(deployment, int) or not 0 <= deployment < 2**31 - 1):
+            raise UsageError(f"App: deployment is {deployment!r}: a whole number from 0 on, higher at each deploy")
         self.name = name
+        self.deployment = deployment
+        self.schedules = Schedules(self)
+        """Its schedules at run time."""
         self.client = Client(dsn, schema)
         self.tasks: dict[str, AnyTask] = {}
         self.middlewares: list[Middleware] = []
@@ -214,6 +230,55 @@ class App:
         Nothing is sent yet. Raises `UsageError` for a naive time.
         """
         return FailedJobs(self.client, such(task, error, queue, since, until))
+
+    def schedule(
+        self,
+        name: str,
+        makes: Makes,
+        cron: str | Every,
+        timezone: str = "UTC",
+        *,
+        starts_at: datetime | None = None,
+        ends_at: datetime | None = None,
+        jitter: timedelta | None = None,
+        catch_up: CatchUp = "none",
+        catch_up_limit: int = 100,
+        catch_up_window: timedelta | None = None,
+        overlap: Overlap = "allow",
+    ) -> None:
+        """Declare a schedule: `app.schedule("refresh", refresh, "0 9 * * *", "America/New_York")`; workers bring it there.
+
+        name       1 to 200 characters, unique in this App
+        makes      what each tick enqueues: a task, one with its arguments (`send.bind("eu")`) or options
+                   (`send.using(priority=0)`), or a workflow
+        cron       a cron text, or `every(timedelta(...))`
+        timezone   the IANA name of the zone in which the cron text is read
+        starts_at, ends_at   no tick before, none after (aware datetimes)
+        jitter     a job begins up to so long after its tick, by chance; at most the shortest span between two ticks
+        catch_up   of ticks whose time passed while nobody could make them: "none" makes the newest if it is at most a minute
+                   late; "last" the newest, however late; "all" the newest `catch_up_limit`. The last two within
+                   `catch_up_window`, if one is given
+        overlap    what a tick does while an earlier run has not ended: "allow" makes its job all the same, "skip" makes none,
+                   "queue" lets it wait for that (100 at most), "cancel" cancels that first
+
+        Raises `ScheduleError` for what cannot be meant, and for a doubled name.
+        """
+        made = define(
+            self.name,
+            name,
+            makes,
+            cron,
+            timezone,
+            starts_at=starts_at,
+            ends_at=ends_at,
+            jitter=jitter,
+            catch_up=catch_up,
+            catch_up_limit=catch_up_limit,
+            catch_up_window=catch_up_window,
+            overlap=overlap,
+        )
+        if self.schedules.declared.setdefault(name, made) is not made:
+            raise ScheduleError(f'two schedules of App "{self.name}" are named "{name}": give one of them another name')
 
     def run_worker(self, **options: Any) -> int:
         """Run a worker as the main program of this process until it is told to stop (SIGTERM, SIGINT); its exit code.

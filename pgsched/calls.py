@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from psycopg import sql
 
 from pgsched.answers import Ended
+from pgsched.calls_of_schedules import ScheduleCalls
 
 T = TypeVar("T")
 Rows = list[tuple[Any, ...]]
@@ -36,6 +37,7 @@ class Calls:
     def __init__(self, schema: str = "pgsched") -> None:
         self.schema = schema
         self._prefix = sql.Identifier(schema).as_string(None).replace("%", "%%") + "."
+        self.schedules = ScheduleCalls(self._call)
 
     def _call(self, text: str, read: Callable[[Rows], T], **params: Any) -> Call[T]:
         return Call(text.replace("@", self._prefix), params, read, self.schema)

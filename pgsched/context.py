@@ -6,6 +6,7 @@ import enum
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import datetime
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -63,6 +64,8 @@ class JobContext:
     """How many workers died before while they ran it."""
     state: Any = None
     """What the app's lifespan has yielded; None in a process of its own."""
+    tick_at: datetime | None = None
+    """The time of the schedule's tick that made it, which is not the time at which it runs; None where no schedule did."""
     _stop: list[tuple[Stop, str]] = field(default_factory=list, repr=False)
     _transaction: Transaction | None = field(default=None, repr=False)
     _report: Callable[[float | None, str | None], None] = field(default=_to_nobody, repr=False)

@@ -202,6 +202,12 @@ class ResultTooLarge(DatabaseError):
     sqlstate = "PGS15"
 
 
+class InvalidSchedule(ScheduleError, DatabaseError):
+    """A value of a schedule is refused, or another one has its name; the message names it."""
+
+    sqlstate = "PGS16"
+
+
 class ProcessDied(PgschedError):
     """The process of its own in which a handler ran has ended under it: a crash, `os._exit`, or the kernel for want of memory."""
 
@@ -241,6 +247,7 @@ BY_SQLSTATE: dict[str, type[DatabaseError]] = {
         StaleClaim,
         ClaimCancelled,
         ResultTooLarge,
+        InvalidSchedule,
     )
 }
 

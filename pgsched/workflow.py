@@ -354,18 +354,22 @@ class Workflow:
         return {"depends_on": as_json(others, {}), **rule_fields("any", None)}
 
     def _text(self, deadline: datetime | timedelta | None) -> str:
+        until = ""
+        if isinstance(deadline, timedelta):
+            until = f'"deadline_s":{deadline.total_seconds()},'
+        elif deadline is not None:
+            until = f'"deadline":{json.dumps(instant("deadline", deadline))},'
+        return f'{{"name":{json.dumps(self.name)},{until}"jobs":{self.as_text()}}}'
+
+    def as_text(self) -> str:
+        """Its jobs as the JSON array that enqueue_many takes. Raises `UsageError` where there are none."""
         if self._hooks:
             jobs = ",".join(json.dumps(job, ensure_ascii=False) for job in self._jobs())
         elif self._nodes:
             jobs = ",".join(node._bound.text for node in self._nodes.values())
         else:
             raise UsageError(f'workflow "{self.name}" has no jobs: add some first')
-        until = ""
-        if isinstance(deadline, timedelta):
-            until = f'"deadline_s":{deadline.total_seconds()},'
-        elif deadline is not None:
-            until = f'"deadline":{json.dumps(instant("deadline", deadline))},'
-        return f'{{"name":{json.dumps(self.name)},{until}"jobs":[{jobs}]}}'
+        return f"[{jobs}]"
 
     def _run(self, answer: dict[str, Any]) -> WorkflowRun:
         client = self.app.client

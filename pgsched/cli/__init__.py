@@ -11,7 +11,7 @@ import sys
 import psycopg
 import typer
 
-from pgsched.cli import admin, failed, jobs, work, workflows
+from pgsched.cli import admin, failed, jobs, schedules, work, workflows
 from pgsched.errors import PgschedError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (work, jobs, failed, workflows, admin):
+for group in (work, jobs, failed, workflows, schedules, admin):
     group.register(app)
 
 

@@ -146,6 +146,13 @@ def _changes(info: ZoneInfo) -> list[datetime]:
     return found
 
 
+@app.task
+def look_at_the_clock(zone: str) -> str:
+    """What the clocks of the zone show at the tick that this job is for."""
+    tick = pgsched.current_job().tick_at or datetime.now(UTC)
+    return tick.astimezone(ZoneInfo(zone)).isoformat()
+
+
 def _change_between(info: ZoneInfo, low: datetime, high: datetime) -> datetime:
     before = _hours(info, low)
     while high - low > timedelta(seconds=1):

@@ -19,6 +19,7 @@ from pgsched.calls import Calls
 from pgsched.cli.output import console
 from pgsched.cli.workflows import Row, as_tree
 from pgsched.demo import FIRST_YEAR, LAST_YEAR, LEFT_OUT, TABLES, app, regions, workflow
+from pgsched.demo.clock import report, ticking
 from pgsched.errors import PgschedError
 from pgsched.run import run as send
 from pgsched.supervisor.child import ChildWorker
@@ -40,15 +41,17 @@ def run(data: Path | None, dsn: str | None) -> int:
             _make_tables(connection)
             clocks = workflow(regions()).enqueue()
             arguments = ["worker", "pgsched.demo:app", "--concurrency", "16", "--no-leader", "--log-level", "error"]
-            with ChildWorker(arguments, database) as worker:
+            since = connection.execute("select clock_timestamp()").fetchone()
+            with ticking(database, _SCHEMA), ChildWorker(arguments, database) as worker:
                 failed = [row for row in _watch(connection, clocks, began) if row["state"] == "failed"]
                 if failed:
                     _repair(connection, clocks)
                 rows = _watch(connection, clocks, began)
                 seconds = time.monotonic() - began
+                done = [row for row in rows if row["state"] == "succeeded"]
+                zones, changes = _report(connection, database, clocks)
+                report(connection, since and since[0], _LIMIT_S)
                 worker.stop()
-            done = [row for row in rows if row["state"] == "succeeded"]
-            zones, changes = _report(connection, database, clocks)
     print(
         f"{len(done)} of {len(rows)} jobs succeeded, {len(failed)} of them after a repair: {changes} clock changes of {zones} "
         f"zones, {FIRST_YEAR} to {LAST_YEAR}, are in the table pgsched_demo.clock_change, once each, in {seconds:.1f} s."

@@ -15,6 +15,7 @@ import psycopg
 from pgsched.calls import Call, Calls
 from pgsched.errors import NotLeader, PgschedError, PoolerError, WorkerAlive, primary
 from pgsched.leader.session import SILENCE_S, open_session
+from pgsched.leader.ticker import Ticker
 from pgsched.lease import Silence, now
 from pgsched.loop import backoff, wait_any
 from pgsched.run import arun, bounded
@@ -57,6 +58,7 @@ class Leader:
         self._known = False  # whether the connection was proven to be a session once
         self._done: dict[str, float] = {}
         self._served: dict[int, tuple[float, int]] = {}
+        self._ticks_at = 0.0  # when a tick is due
 
     @property
     def leads(self) -> bool:
@@ -146,15 +148,18 @@ class Leader:
                 if stop.is_set():
                     return
                 await wait_any(stop, at_most=ROUND_S)
-            await self._heard(connection, stop, now() + ROUND_S)
+            end = now() + ROUND_S
+            while "schedules" in await self._heard(connection, stop, end):
+                pass  # (that is the leader's)
 
     async def _reign(self, connection: psycopg.AsyncConnection[Any], stop: asyncio.Event) -> str:
         """Do the duties round after round; why the term is to end."""
-        silence = Silence()
-        self._done = dict.fromkeys(("beat", "rescue", "stage", "release", "deadlines"), now())
+        silence, ticker = Silence(), Ticker(self._calls)
+        self._done = dict.fromkeys(("beat", "ticks", "rescue", "stage", "release", "deadlines"), now())
         while True:
             beat = await self._ask(connection, self._calls.leader_beat())
             self._done["beat"] = now()
+            await self._duty("ticks", self._tick(connection, ticker))
             await self._duty("rescue", self._rescue(connection, silence, beat["silent"]))
             await self._duty("stage", self._stage(connection))
             await self._duty("release", self._release(connection))
@@ -165,10 +170,14 @@ class Leader:
                 return "it was stopped"
             # (A worker whose silence is long enough before the next round is not left waiting for that.)
             end = min(now() + LOOK_S, silence.next_due(now()))
-            if "resign" in await self._heard(connection, stop, end):
-                return "it was asked to resign"
-            if stop.is_set():
-                return "it was stopped"
+            while now() < end:
+                heard = await self._heard(connection, stop, min(end, self._ticks_at))
+                if "resign" in heard:
+                    return "it was asked to resign"
+                if stop.is_set():
+                    return "it was stopped"
+                if "schedules" in heard or now() >= self._ticks_at:
+                    await self._duty("ticks", self._tick(connection, ticker))
 
     async def _duty(self, name: str, work: Any) -> None:
         """One duty of a round. One that fails on a good session is tried again in the next round, and is noticed when overdue."""
@@ -219,6 +228,13 @@ class Leader:
             self._served[worker_id] = now(), answer["last"] or 0
             if answer["last"] is None or now() >= end:
                 return moved
+
+    async def _tick(self, connection: psycopg.AsyncConnection[Any], ticker: Ticker) -> None:
+        """Make the ticks of schedules that are due, and note when the next one is."""
+        self._ticks_at = now() + ROUND_S  # (where it fails)
+        wait = await ticker.tick(lambda call: self._ask(connection, call))
+        if wait is not None:
+            self._ticks_at = now() + max(wait, 0.001)
 
     async def _stage(self, connection: psycopg.AsyncConnection[Any]) -> None:
         await self._ask(connection, self._calls.stage(1000))

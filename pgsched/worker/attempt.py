@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -64,6 +65,8 @@ class Work:
     """Results of other jobs, and where in the arguments each goes."""
     output: str = "inherit"
     """What becomes of what it prints in a process of its own: inherit, keep or discard."""
+    tick_at: datetime | None = None
+    """The time of the schedule's tick that made it."""
 
 
 @dataclass(slots=True)

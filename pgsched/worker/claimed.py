@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from pgsched.context import Stop
@@ -27,6 +27,8 @@ class Claimed:
     lost_attempts: int = 0
     inputs: Sequence[tuple[Sequence[str | int], Any]] = ()
     """Results of other jobs, and where in the arguments each goes."""
+    tick_at: datetime | None = None
+    """The time of the schedule's tick that made it."""
     handler: asyncio.Task[None] | None = None
     """What runs it on the loop, where something does."""
     queued: Queued | None = None
@@ -47,4 +49,6 @@ class Claimed:
 def beside(extra: bytes | None) -> dict[str, Any]:
     """What a claim's `extra` says, by the names of the fields here."""
     said = json.loads(extra) if extra else {}
-    return {name: said[name] for name in ("lost_attempts", "inputs") if name in said}
+    if "tick_at" in said:
+        said["tick_at"] = datetime.fromisoformat(said["tick_at"])
+    return {name: said[name] for name in ("lost_attempts", "inputs", "tick_at") if name in said}

@@ -117,9 +117,11 @@ class Executor:
     def start(self, job: Claimed) -> None:
         """Begin the handler; it ends with a call of `ended`, whatever happens."""
         job.has_begun = True
+        state = self._means.state
         context = JobContext(
-            job.job_id, job.task.name, job.attempt, job.claim_id, job.lost_attempts, self._means.state, job.stop
+            job.job_id, job.task.name, job.attempt, job.claim_id, job.lost_attempts, state, job.tick_at
         )
+        context._stop = job.stop
         context._report = functools.partial(self._means.report, job.job_id, job.claim_id)
         work = Work(
             job.job_id,
@@ -130,6 +132,7 @@ class Executor:
             self._means.last_session(),
             job.inputs,
             job.task.output,
+            job.tick_at,
         )
         attempt = Attempt(job.task, work, context)
         job.cancel_statement = attempt.cancel_statement

@@ -20,6 +20,7 @@ from pgsched.loop import backoff, wait_any
 from pgsched.run import arun
 from pgsched.session import BROKEN, TRY_AGAIN, Identity, describe, persist
 from pgsched.worker.claimed import Claimed
+from pgsched.worker.declaring import declare
 from pgsched.worker.exchange import Exchange
 from pgsched.worker.executor import Executor, Means
 from pgsched.worker.ledger import Ledger
@@ -186,6 +187,7 @@ class Worker:
             ears.listen(self._stopped),
             ears.hear_stops(),
             self._reconcile(),
+            self._declare(),
             progress.send(identity, self._exchanges),
         ]
         if self.settings.lead:
@@ -210,6 +212,11 @@ class Worker:
             for exchange in self._exchanges:
                 await exchange.close()
             self._closed.set()
+
+    async def _declare(self) -> None:
+        """Bring the application's schedules to the database. What is wrong with them keeps no job from running."""
+        await declare(self.app, self._draining, self._bound_s)
+        await self._stopped.wait()
 
     def _exit_code(self) -> ExitCode:
         if self._rescued:

@@ -141,9 +141,10 @@ begin
         -- what drop_unrunnable() has moved is out of running and left out here.
         return query
         select a_lane.n, u."position", u.job_id, u.claim_id, u.attempt, j.task, j.args, j.timeout,
-            case when u.lost_attempts > 0 or j.takes_results then
+            case when u.lost_attempts > 0 or j.takes_results or j.tick_at is not null then
                 nullif(case when u.lost_attempts > 0 then jsonb_build_object('lost_attempts', u.lost_attempts) else '{}' end
-                    || coalesce(case when j.takes_results then inputs_of(j.id) end, '{}'), '{}') end
+                    || coalesce(case when j.takes_results then inputs_of(j.id) end, '{}')
+                    || case when j.tick_at is not null then jsonb_build_object('tick_at', j.tick_at) else '{}' end, '{}') end
         from unnest(positions, jobs, claims, attempts, losses) u ("position", job_id, claim_id, attempt, lost_attempts)
             join job j on j.id = u.job_id
         where (tasks is null or j.task = any (tasks))

@@ -290,9 +290,7 @@ set search_path from current
 as $$
 declare
     given new_job[];
-    ids bigint[];
-    the_deadline constant timestamptz := read_deadline(workflow);
-    the_id constant bigint := nextval('workflow_id_seq');
+    made record;
 begin
     if jsonb_typeof(workflow) is distinct from 'object' or workflow - array['name', 'jobs', 'deadline', 'deadline_s'] <> '{}'
         or jsonb_typeof(workflow -> 'jobs') is distinct from 'array' or jsonb_array_length(workflow -> 'jobs') = 0
@@ -304,15 +302,29 @@ begin
     if exists (select from unnest(given) g where g.parent_id is not null) then
         perform refuse('PGS05', 'enqueue_workflow: a job of a workflow is not a subtask, and one has a parent_id', 'Give subtasks to enqueue_many: they may have names and edges there, too.');
     end if;
-    ids := make_jobs(given, the_id, notify);
-    insert into workflow (id, name, jobs, shared, deadline) overriding system value
-    values (the_id, enqueue_workflow.workflow ->> 'name', cardinality(given), case
-        when exists (select from unnest(given) g where g.unique_key is not null)
-        then cardinality(given) - (select count(*) from job j where j.workflow_id = the_id) else 0 end, the_deadline);
-    return jsonb_build_object('workflow_id', the_id, 'job_ids', to_jsonb(ids));
+    select * into made from make_workflow(workflow ->> 'name', given, read_deadline(workflow), notify);
+    return jsonb_build_object('workflow_id', made.workflow_id, 'job_ids', to_jsonb(made.job_ids));
 end
 $$;
 comment on function enqueue_workflow(jsonb, boolean) is 'Enqueues jobs as one workflow, all or none; answers its number and their ids.';
+
+-- Makes a workflow of jobs; answers its number and their ids in the order given. What it refuses and locks: see enqueue_many.
+create or replace function make_workflow(the_name text, given new_job[], the_deadline timestamptz, notify boolean, out workflow_id bigint, out job_ids bigint[])
+language plpgsql
+set search_path from current
+as $$
+declare
+    the_id constant bigint := nextval('workflow_id_seq');
+begin
+    workflow_id := the_id;
+    job_ids := make_jobs(given, the_id, notify);
+    insert into workflow (id, name, jobs, shared, deadline) overriding system value
+    values (the_id, the_name, cardinality(given), case
+        when exists (select from unnest(given) g where g.unique_key is not null)
+        then cardinality(given) - (select count(*) from job j where j.workflow_id = the_id) else 0 end, the_deadline);
+end
+$$;
+comment on function make_workflow(text, new_job[], timestamptz, boolean) is 'Makes a workflow of jobs; answers its number and their ids (internal).';
 
 -- What a job gets of the results of those that it depends on: {"inputs": [[path, result], ...]}, or null.
 create or replace function inputs_of(the_job bigint) returns jsonb

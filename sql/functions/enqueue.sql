@@ -59,13 +59,13 @@ begin
     end if;
 
     insert into job (id, task, queue, priority, args, secret, max_attempts, timeout, run_at, expires_at, tags, metadata, unique_key,
-        workflow_id, name, rule, rule_n, takes_results, parent_id, parent_claim_id, created_at)
+        workflow_id, name, rule, rule_n, takes_results, parent_id, parent_claim_id, schedule_id, tick_at, created_at)
     select ids[g.ordinality], g.task, g.queue, coalesce(g.priority, 5), coalesce(g.args, '{}'), g.secret, coalesce(g.max_attempts, 1),
         make_interval(secs => g.timeout_s), coalesce(g.run_at, case when g.delay_s > 0 then t + seconds(g.delay_s) end), g.expires_at, g.tags, g.metadata, g.unique_key,
         coalesce(the_workflow, case when g.parent_id is not null then (select p.workflow_id from job p where p.id = g.parent_id) end), g.name,
         case when has_edges(g.depends_on) then coalesce(g.rule, 'all') end, case when has_edges(g.depends_on) then g.rule_n end,
         case when has_edges(g.depends_on) then nullif(jsonb_path_exists(g.depends_on, '$[*].inputs[*]'), false) end,
-        g.parent_id, g.parent_claim_id, t
+        g.parent_id, g.parent_claim_id, g.schedule_id, g.tick_at, t
     from unnest(given) with ordinality g
     where ids[g.ordinality] = answers[g.ordinality];
 

@@ -21,6 +21,8 @@ create table job (
     takes_results boolean,
     parent_id bigint,
     parent_claim_id bigint,
+    schedule_id bigint,
+    tick_at timestamptz,
     created_at timestamptz not null default clock_timestamp(),
     created_by text not null default session_user,
     constraint job_task_is_a_name check (length(task) between 1 and 200),
@@ -36,10 +38,12 @@ create table job (
     constraint job_rule_n_is_a_count check ((rule = 'at_least') = (rule_n is not null) and rule_n >= 1),
     constraint job_name_is_a_name check (length(name) between 1 and 200),
     constraint job_parent_is_a_claim check ((parent_id is null) = (parent_claim_id is null)),
-    constraint job_parent_is_older check (parent_id < id)
+    constraint job_parent_is_older check (parent_id < id),
+    constraint job_tick_is_of_a_schedule check ((schedule_id is null) = (tick_at is null))
 );
 create index job_workflow on job (workflow_id, id) where workflow_id is not null;
 create index job_parent on job (parent_id, parent_claim_id, id) where parent_id is not null;
+create index job_schedule on job (schedule_id, id) where schedule_id is not null;
 comment on table job is 'What is to be done: a job''s definition, one row that never changes. Its state is the one state table that holds its id: waiting, ready, running or finished.';
 comment on sequence job_id_seq is 'The ids of jobs. Cache 1: with more, a valid edge to an older job would be refused.';
 comment on column job.id is 'The job''s number, rising in the order of enqueuing calls.';
@@ -62,6 +66,8 @@ comment on column job.rule_n is 'The number of rule at_least.';
 comment on column job.takes_results is 'Whether results of its dependencies go into its arguments; null: no.';
 comment on column job.parent_id is 'The running job that made this one as its subtask, or null.';
 comment on column job.parent_claim_id is 'The claim of the parent under which it was made.';
+comment on column job.schedule_id is 'The schedule whose tick made it, or null.';
+comment on column job.tick_at is 'The time of that tick.';
 comment on column job.created_at is 'When it was enqueued (the server''s clock).';
 comment on column job.created_by is 'The role whose session enqueued it.';
 
@@ -95,9 +101,11 @@ create type new_job as (
     rule text,
     rule_n integer,
     parent_id bigint,
-    parent_claim_id bigint
+    parent_claim_id bigint,
+    schedule_id bigint,
+    tick_at timestamptz
 );
-comment on type new_job is 'A job as enqueue_many() takes it: the fields of its JSON objects.';
+comment on type new_job is 'A job as enqueue_many() takes it: the fields of its JSON objects; and the tick that makes it, which no caller can say.';
 
 create type edge as (
     place integer,

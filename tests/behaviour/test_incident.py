@@ -1,13 +1,10 @@
-"""The incident that pgsched exists to make impossible, line by line, in the incident's own words and order.
-
-(Lines about cron come with the part that they are about.)
-"""
+"""The incident that pgsched exists to make impossible, line by line, in the incident's own words and order."""
 
 from __future__ import annotations
 
 import json
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,11 @@ from harness.believing import pair, together
 from harness.graphs import release
 from harness.protocol import Steps, enqueue, places
 from harness.server import Server
+from harness.ticking import Reign, as_if_at, next_tick
 from psycopg.types.json import Jsonb
 
 import pgsched
+from pgsched import App
 
 
 @pytest.mark.one_server
@@ -78,6 +77,30 @@ def test_a_result_that_nobody_received_does_not_exist(dsn: str, connection: Any)
     node.finish(node.claim()[0], result={"rows": 892})
     node.close()
     assert connection.execute("select state, result from pgsched.jobs").fetchall() == [("succeeded", {"rows": 892})]
+
+
+def test_a_daily_cron_job_that_is_supposed_to_run_at_9_am_est_runs_at_9_am_est(dsn: str, connection: Any) -> None:
+    """`Schedule: "0 9 * * *" (intended: 9 AM EST)`, `Executed at: 09:00 UTC (4 AM EST)`: `Timezone setting was stored but not used`."""
+    app = App("ScheduleMax", dsn=dsn)
+
+    @app.task(name="daily_refresh")
+    async def daily_refresh() -> None: ...
+
+    app.schedule("daily_refresh", daily_refresh, cron="0 9 * * *", timezone="America/New_York")
+    app.schedules.declare()
+    app.close()
+    as_if_at(connection, "2024-01-17 05:00Z")
+    connection.execute("update pgsched.schedule set base_at = '2024-01-17 05:00Z'")
+    leader = Reign(dsn)
+    leader.tick("2024-01-17 05:00Z")
+    assert next_tick(connection, "daily_refresh") == "17 14:00"
+    leader.tick("2024-01-17 09:00Z", "2024-01-17 13:59:59Z")
+    assert connection.execute("select * from pgsched.job").fetchall() == [], "9 AM UTC is 4 AM EST"
+    leader.tick("2024-01-17 14:00Z")
+    assert connection.execute("select task, tick_at at time zone 'UTC' from pgsched.job").fetchall() == [
+        ("daily_refresh", datetime(2024, 1, 17, 14))
+    ]
+    leader.close()
 
 
 def test_retry_backoff_for_attempt_over_50_does_not_wait_forever(connection: Any) -> None:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import available_timezones
 
@@ -35,7 +35,9 @@ def test_the_demo_loads_every_change_once_repairs_what_fails_and_says_so_in_its_
         assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
         last = ran.stdout.strip().splitlines()[-1]
         with embedded.start(data) as server, psycopg.connect(server.dsn) as session:
-            jobs = session.execute("select d.name, j.state, j.result from pgsched.jobs j join pgsched.job d on d.id = j.id").fetchall()
+            jobs = session.execute("select d.name, j.state, j.result from pgsched.jobs j join pgsched.job d on d.id = j.id where d.tick_at is null").fetchall()
+            ticks = session.execute("select j.tick_at, f.result from pgsched.job j join pgsched.finished f on f.job_id = j.id where j.tick_at is not null").fetchall()
+            assert session.execute("select * from pgsched.schedules").fetchall() == []
             errors = session.execute("select j.name, e.state, e.error_type from pgsched.job_errors e join pgsched.job j on j.id = e.job_id").fetchall()
             zones, changes, in_regions = session.execute(
                 "select count(distinct zone), count(*), count(distinct region) from pgsched_demo.clock_change"
@@ -54,6 +56,12 @@ def test_the_demo_loads_every_change_once_repairs_what_fails_and_says_so_in_its_
     read = {zone for region in regions() for zone in results[f"extract {region}"]}
     assert read == {zone for zone in available_timezones() if zone not in ("localtime", "Factory")}
     assert last.startswith(f"31 of 31 jobs succeeded, 1 of them after a repair: {changes} clock changes of {zones} zones, 2016 to 2025, are in")
+    # A schedule ticked in another zone, and both times stand side by side.
+    assert len(ticks) >= 3
+    for tick, shown in sorted(ticks)[:3]:
+        local = datetime.fromisoformat(shown)
+        assert (local, local.utcoffset()) == (tick, timedelta(hours=5, minutes=45))
+        assert f"{local:%Y-%m-%d %H:%M:%S}+05:45" in ran.stdout and f"{tick.astimezone(UTC):%Y-%m-%d %H:%M:%S}" in ran.stdout
     # What is in the table is what really happened: the law of 2005 gives New York two changes a year, at 2:00 local time.
     assert new_york[0] == (datetime(2016, 3, 13, 7, tzinfo=UTC), -5, -4)
     assert len(new_york) == 20

@@ -52,6 +52,17 @@ def test_the_program_of_the_page_on_workflows_runs(dsn: str, connection: Any, tm
     assert dict(ends)["page_someone"] == "skipped" and dict(ends)["tidy_up"] == "succeeded"
 
 
+def test_the_page_on_schedules_runs(connection: Any, dsn: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv("PGSCHED_DSN", dsn)
+    names: dict[str, Any] = {}
+    exec(block("docs/schedules.md", "python"), names)
+    names["app"].schedules.declare()
+    names["app"].close()
+    for statement in filter(str.strip, block("docs/schedules.md", "sql").split(";")):
+        connection.execute(statement)
+    assert connection.execute("select name from pgsched.schedules order by 1").fetchall() == [("ping",), ("refresh",), ("report eu",)]
+
+
 def test_the_readmes_sql_runs(connection: Any) -> None:
     connection.execute(block("README.md", "sql", 0))
     statements = re.sub(r"--.*", "", block("README.md", "sql", 1)).split(";")
@@ -69,8 +80,8 @@ def test_the_program_and_the_sql_of_the_page_on_retries_run(connection: Any) -> 
 
 def test_the_readmes_picture_is_what_the_demo_prints() -> None:
     picture = block("README.md", "text")
-    source = (ROOT / "pgsched/demo/show.py").read_text()
-    for text in ("zones with the most clock changes", "Look for yourself", "The repair: ", "jobs succeeded", "after a repair", "once each"):
+    source = (ROOT / "pgsched/demo/show.py").read_text() + (ROOT / "pgsched/demo/clock.py").read_text()
+    for text in ("zones with the most clock changes", "Look for yourself", "a schedule, ", "The repair: ", "jobs succeeded", "after a repair", "once each"):
         assert text in picture and text in source
 
 

@@ -16,6 +16,7 @@ import typer
 
 import pgsched
 import pgsched.calls
+import pgsched.calls_of_schedules
 import pgsched.cli
 from pgsched.errors import BY_SQLSTATE
 from pgsched.migrate import REVISIONS, SQL
@@ -107,7 +108,7 @@ def test_each_level_is_granted_what_exists_and_all_that_python_calls(connection:
     assert {level for level, _, _ in granted} == {"reader", "client", "worker"}
     assert [row for row in granted if row[1:] not in there] == []
     assert len({row[1:] for row in granted}) == len(granted)
-    source = inspect.getsource(pgsched.calls)
+    source = inspect.getsource(pgsched.calls) + inspect.getsource(pgsched.calls_of_schedules)
     called = {("function", name) for name in re.findall(r"[ (]@([a-z_]+)\(", source)}
     called |= {("view", name) for name in re.findall(r"(?:from|join) @([a-z_]+)\b(?!\()", source)}
     assert len(called) > 20

@@ -121,7 +121,7 @@ class Pair:
         """The nodes with a session that is good as far as the server knows, and has stood for leader."""
         rows = self.watch.execute(
             "select substr(application_name, 16) from pg_stat_activity "
-            "where application_name like 'pgsched leader %' and query ~ 'lead\\(|leader_beat|stage|rescue|release' and state = 'idle'"
+            "where application_name like 'pgsched leader %' and query ~ 'lead\\(|leader_beat|stage|rescue|release|schedules' and state = 'idle'"
         )
         return {row[0] for row in rows.fetchall()}
 

@@ -77,6 +77,22 @@ SIGNATURES = {
         "generation": "integer", "silent_s": "double precision",
     },
     "lead": {"info": "jsonb"},
+    "schedule": {
+        "name": "text", "task": "text", "queue": "text", "cron": "text", "every": "interval", "anchor": "timestamptz", "timezone": "text",
+        "args": "jsonb", "priority": "integer", "max_attempts": "integer", "timeout": "interval", "tags": "text[]", "metadata": "jsonb",
+        "starts_at": "timestamptz", "ends_at": "timestamptz", "jitter": "interval", "catch_up": "text", "catch_up_limit": "integer",
+        "catch_up_window": "interval", "overlap": "text", "app": "text",
+    },
+    "put_schedule": {"schedule": "jsonb", "checked": "boolean"},
+    "unschedule": {"name": "text", "app": "text"},
+    "pause_schedule": {"name": "text", "app": "text"},
+    "resume_schedule": {"name": "text", "app": "text"},
+    "run_schedule_now": {"name": "text", "app": "text"},
+    "backfill_schedule": {"name": "text", "ticks": "timestamptz[]", "app": "text", "at_most": "integer"},
+    "declare_schedules": {"app": "text", "schedules": "jsonb", "deployment": "integer", "apply": "boolean", "checked": "boolean"},
+    "due_schedules": {"n": "integer", "passed_over": "bigint[]", "at": "timestamptz"},
+    "outdated_schedules": {"zone_data": "text", "above": "bigint", "n": "integer"},
+    "tick_schedules": {"batch": "jsonb", "at": "timestamptz"},
     "resign": {"reason": "text"},
     "waiting_state": {"reason": "text"},
     "masked": {"args": "jsonb", "secret": "text[]"},
@@ -84,7 +100,7 @@ SIGNATURES = {
 }  # fmt: skip
 
 # Those that only the leader may call, or may call otherwise.
-LEADING = {"resign", "rescue"}
+LEADING = {"resign", "rescue", "due_schedules", "outdated_schedules", "tick_schedules"}
 
 # What a function's own text may raise beside pgsched's errors, as its comment says.
 DOCUMENTED = {"finish": "22...", "report_progress": "22...", "grant_access": "42704", "open_session": "55P03", "reattach": "55P03"}
@@ -200,6 +216,10 @@ def make_bed(connection: psycopg.Connection[Any]) -> Bed:
     for options in ({}, {"deadline_s": 0}):
         run("select pgsched.enqueue_workflow(%s)", {"name": "w", "jobs": steps[:1]} | options)
     run("select pgsched.cancel(18)")
+    run("select pgsched.schedule('nightly', 'send', 'mail', every => '60 s', catch_up => 'all')")
+    run("select pgsched.schedule('paused', 'send', 'mail', cron => '@daily', overlap => 'queue')")
+    run("select pgsched.pause_schedule('paused')")
+    run("update pgsched.schedule set next_tick_at = '2020-01-01Z', base_at = '2019-01-01Z', plan_after = null where name = 'nightly' returning 1")
     dead, _, dead_claims = worker_with_claims(3)
     run("select pg_advisory_unlock_shared(%s)", dead)
     worker, token, claims = worker_with_claims(5)
@@ -252,6 +272,7 @@ any_of_type: dict[str, st.SearchStrategy[Any]] = {
     "jsonb": anything.map(json.dumps),
     "double precision": st.none() | numbers.map(str) | st.sampled_from(["NaN", "Infinity", "-Infinity"]),
 }
+any_of_type["timestamptz[]"] = st.none() | st.sampled_from(["{}", "{NULL}", "{infinity}", "{2020-01-01,2020-01-01}", "{{2020-01-01}}", "{4713-01-01 BC}"])
 any_of_type["integer[]"] = any_of_type["bigint[]"] = st.none() | st.sampled_from(
     [
         "{}",
@@ -322,6 +343,21 @@ def reports(bed: Bed) -> st.SearchStrategy[Any]:
     return st.lists(st.sampled_from(bed.claims).flatmap(report), max_size=4) | anything
 
 
+def schedules() -> st.SearchStrategy[Any]:
+    made: dict[str, Any] = {"name": st.sampled_from(["nightly", "new"]), "jobs": [{"task": "send", "queue": "mail"}], "cron": None, "every_s": 60}
+    made |= {"timezone": st.sampled_from(["UTC", "Europe/Paris", None]), "starts_at": st.sampled_from([None, "2222-01-01"]), "jitter_s": 1}
+    made |= {"catch_up": "all", "catch_up_limit": 5, "catch_up_window_s": 60, "overlap": st.sampled_from(["allow", "skip", "queue"])}
+    return mostly(made) | mostly(made | {"cron": st.sampled_from(["@daily", "0 9 * * *", "61 * * * *"]), "every_s": None}) | anything
+
+
+def entries() -> st.SearchStrategy[Any]:
+    times = ["2020-01-01T00:00:00+00:00", "2020-01-01T00:01:00+00:00"]
+    entry = {"id": st.integers(1, 3), "version": 1, "was": times[0], "ticks": st.sampled_from([[], times[:1], times]), "base_at": times[1]}
+    missed = mostly({"at": times[0], "until": times[1], "n": 2, "reason": "late"})
+    entry |= {"next_at": st.sampled_from(["2020-01-01T00:02:00+00:00", None]), "missed": st.none() | missed, "problem": st.sampled_from([None, "x"])}
+    return st.lists(mostly(entry), max_size=3) | anything
+
+
 def good(bed: Bed, function: str) -> dict[str, st.SearchStrategy[Any]]:
     """Values that can be taken, for each parameter."""
     one_of: Callable[..., st.SearchStrategy[Any]] = lambda *values: st.sampled_from(values)  # noqa: E731
@@ -386,6 +422,29 @@ def good(bed: Bed, function: str) -> dict[str, st.SearchStrategy[Any]]:
         },
         "lead": {"info": mostly({"name": "w", "host": "h", "pid": st.integers(1, 9)}).map(json.dumps)},
         "resign": {"reason": one_of("enough")},
+        "schedule": {
+            "name": one_of("nightly", "new"), "task": one_of("send"), "queue": one_of("mail"), "cron": one_of(None), "every": one_of("60 s"),
+            "anchor": one_of(None, "2020-01-01"), "timezone": one_of("UTC", "Europe/Paris"), "args": one_of("{}"), "priority": one_of("1"),
+            "max_attempts": one_of("1"), "timeout": one_of(None, "1 h"), "tags": one_of(None, ["a"]), "metadata": one_of(None, "{}"),
+            "starts_at": one_of(None, "2222-01-01"), "ends_at": one_of(None, "2223-01-01"), "jitter": one_of(None, "1 s"),
+            "catch_up": one_of("none", "all"), "catch_up_limit": one_of("5"), "catch_up_window": one_of(None, "1 h"),
+            "overlap": one_of("allow", "cancel"), "app": one_of(None, "shop"),
+        },
+        "put_schedule": {"schedule": schedules().map(json.dumps), "checked": st.booleans()},
+        **{
+            name: {"name": one_of("nightly", "paused"), "app": one_of(None, "mail")}
+            for name in ("unschedule", "pause_schedule", "resume_schedule", "run_schedule_now")
+        },
+        "backfill_schedule": {
+            "name": one_of("paused"), "ticks": one_of("{}", "{2019-06-01,2019-06-02}"), "app": one_of(None), "at_most": one_of("100"),
+        },
+        "declare_schedules": {
+            "app": one_of("shop"), "schedules": st.lists(schedules(), max_size=2).map(json.dumps), "deployment": one_of(None, "1", "2"),
+            "apply": st.booleans(), "checked": st.booleans(),
+        },
+        "due_schedules": {"n": one_of("1", "100"), "passed_over": one_of("{}", "{1}"), "at": one_of(None, "2222-01-01")},
+        "outdated_schedules": {"zone_data": one_of(None, "2020a"), "above": one_of("0", "1"), "n": one_of("100")},
+        "tick_schedules": {"batch": entries().map(json.dumps), "at": one_of(None, "2222-01-01")},
         "waiting_state": {"reason": one_of("retry")},
         "masked": {"args": one_of('{"a": 1}', "[]", "1"), "secret": one_of(None, ["a", "b"])},
         "grant_access": {"role_name": one_of("pg_monitor"), "level": one_of("reader", "client", "worker")},
@@ -440,7 +499,7 @@ def test_values_are_thrown_at_every_parameter_of_every_public_function(shared: p
         from pg_proc p where p.pronamespace = 'pgsched'::regnamespace and p.pronargs > 0
             and (p.proname = 'grant_access' or p.proname in (select name from pgsched.access_list()))"""
     ).fetchall()
-    long_names = {"timestamptz": "timestamp with time zone"}
+    long_names = {"timestamptz": "timestamp with time zone", "timestamptz[]": "timestamp with time zone[]"}
     assert {name: dict(zip(names, types, strict=True)) for name, names, types in found} == {
         name: {parameter: long_names.get(kind, kind) for parameter, kind in signature.items()}
         for name, signature in SIGNATURES.items()

@@ -27,15 +27,16 @@ RUNNING = 5_000
 HISTORIES = ["statistics of empty tables", "plans of small tables", "plans of one page", "statistics of full tables"]
 MODES: list[LiteralString] = ["force_custom_plan", "force_generic_plan", "auto"]
 BUDGET = 1_000  # rows that one scan may visit: no call below asks for more than 200 jobs
-TABLES = {"waiting", "ready", "running", "finished", "job", "job_key", "attempt_log", "waiter", "progress", "dependency", "release_check", "workflow"}
+TABLES = {"waiting", "ready", "running", "finished", "job", "job_key", "attempt_log", "waiter", "progress", "dependency", "release_check", "workflow", "schedule", "schedule_tick"}
 STATES = ["scheduled", "retrying", "blocked", "parked", "held", "ready", "running", "cancelling"]
 STATES += ["succeeded", "failed", "cancelled", "skipped"]
 
 # What may read a table whole: running is as small as the workers' concurrency, and has no index for lists.
 WHOLE = {("known_queues", "running"), ("ids_in", "running")}
-# What may sort: the one or two holders of a key that an old snapshot shows; what is read whole, and is that small.
+# What may sort: the one or two holders of a key that an old snapshot shows; what is read whole, and is that small; the runs of a
+# schedule that have not ended, of which there are a hundred at most.
 # And the jobs of a part that runs again, so that keys are taken in order.
-SORTED = {("take_keys", "job_key"), ("known_queues", "running"), ("rerun_workflow", "job")}
+SORTED = {("take_keys", "job_key"), ("known_queues", "running"), ("rerun_workflow", "job"), ("make_tick", "job")}
 
 FILL = """
 create temp table plan on commit drop as
@@ -97,6 +98,16 @@ insert into waiting (job_id, queue, reason, run_at)
 insert into waiter (job_id) select i from plan where i <= %(running)s
     union all select i + 3 * %(rows)s from plan where i <= %(running)s;
 insert into progress (claim_id, job_id, fraction) select claim_id, job_id, 0.1 from running;
+
+-- Some are due, some have to be planned, half of them keep an eye on the run before.
+insert into schedule (app, name, origin, jobs, every, timezone, next_tick_at, plan_after, base_at, overlap, open_jobs)
+    select 'a', 's' || i, 'runtime', '[{"task": "send", "queue": "mail"}]', '1 day', 'UTC',
+        case when i %% 10 > 0 then now() + case when i <= 200 then interval '-1 hour' else interval '1 year' end end,
+        case when i %% 10 = 0 then now() end, now() - interval '1 day', case when i %% 2 = 0 then 'skip' else 'allow' end,
+        case when i %% 4 = 0 then array[i + 2 * %(rows)s] when i %% 4 = 2 then array[i]::bigint[] else '{}' end
+    from plan;
+insert into schedule_tick (schedule_id, tick_at, fired_at, outcome, reason)
+    select id, now() - interval '1 day', now(), 'skipped', 'x' from schedule;
 
 -- What a claim meets and cannot hand out: expired, an unknown task, no definition, running already.
 insert into job (id, task, queue)
@@ -248,6 +259,14 @@ SCENARIOS = {
             from (select * from pgsched.running where worker_id = {worker} order by job_id limit 200) r))""",
         {"report_progress": {"running", "progress"}},
     ),
+    "due_schedules": Scenario("select pgsched.due_schedules(100)", {"due_schedules": {"schedule"}}),
+    "tick_schedules": Scenario(
+        """select pgsched.tick_schedules((
+            select jsonb_agg(jsonb_build_object('id', s.id, 'version', s.version, 'was', s.next_tick_at, 'ticks', jsonb_build_array(s.next_tick_at),
+                'base_at', s.next_tick_at, 'next_at', now() + interval '1 day'))
+            from (select * from pgsched.schedule where next_tick_at <= now() order by next_tick_at, id limit 100) s))""",
+        {"tick_schedules": {"schedule", "schedule_tick"}, "make_plain_ticks": {"schedule"}, "make_tick": {"schedule_tick"}},
+    ),
     "stage": Scenario("select pgsched.stage(200)", {"stage": {"waiting", "ready", "job_key", "job"}}),
     "enqueue_many": Scenario(
         """select * from pgsched.enqueue_many((
@@ -260,7 +279,7 @@ SCENARIOS = {
         "select pgsched.known_queues()", {"known_queues": {"waiting", "ready", "finished", "running"}}
     ),
     "list_jobs": Scenario(
-        "select count(*) from pgsched.list_jobs()", {"list_jobs": TABLES - {"job_key", "attempt_log", "waiter", "dependency", "release_check", "workflow"}}
+        "select count(*) from pgsched.list_jobs()", {"list_jobs": TABLES - {"job_key", "attempt_log", "waiter", "dependency", "release_check", "schedule", "schedule_tick", "workflow"}}
     ),
     "list_jobs by state": Scenario(
         f"select s, (select count(*) from pgsched.list_jobs(state => s)) from unnest(array{STATES}) s",
@@ -323,6 +342,7 @@ def watch(dsn: str, version: int, history: str) -> Watched:
     info |= {"concurrency": 100, "version": "1", "rescue_after_s": 60}
     row = connection.execute("select worker_id from pgsched.attach(%s)", [json.dumps(info)]).fetchone()
     assert row is not None
+    connection.execute("select pgsched.lead('{\"name\": \"w\", \"host\": \"h\", \"pid\": 1}')")
     watched = Watched(connection, row[0], history)
     connection.add_notice_handler(watched.hear)
     return watched

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 import pgsched
+from pgsched.schedules import Made
 from pgsched.worker import EmbeddedWorker
 
 
@@ -186,6 +187,13 @@ async def workflows_in_a_loop() -> None:
     again = await outer.aenqueue(deadline=datetime(2030, 1, 1, tzinfo=UTC))
     assert_type(await again.arerun(from_="count"), dict[int, str])
 
+# Schedules.
+app.schedule("daily", send.bind(1), "0 9 * * *", "America/New_York", catch_up="last", overlap="skip", jitter=timedelta(minutes=1))
+app.schedule("often", app.workflow("flow"), pgsched.every(timedelta(seconds=30)), catch_up="all", catch_up_limit=10)
+assert_type(app.schedules.put("by hand", send.bind(1), "@daily"), int)
+assert_type(app.schedules.run_now("daily").job_id, int | None)
+assert_type(app.schedules.backfill("daily", datetime.now(UTC), datetime.now(UTC)), list[Made])
+assert_type(pgsched.current_job().tick_at, datetime | None)
 
 # Names and attributes that applications use.
 assert_type(send.name, str)

@@ -125,6 +125,11 @@ app.task(timeout=30)  # error
 app.task(queue=1)  # error
 app.task(colour="red")  # error
 app.task("name")  # error
+app.schedule("s", 3, "@daily")  # error
+app.schedule("s", send.bind(1), 5)  # error
+app.schedule("s", send.bind(1), "@daily", catch_up="some")  # error
+app.schedule("s", send.bind(1), "@daily", overlap="never")  # error
+app.schedule("s", send.bind(1), "@daily", jitter=5)  # error
 pgsched.Exponential(3, first=1)  # error
 pgsched.Exponential(3, timedelta(hours=1))  # error
 pgsched.Exponential(3, factor="2")  # error

@@ -76,6 +76,7 @@ class Executor:
 
     def _one(self, locator: Locator, work: Work) -> None:
         context = JobContext(work.job_id, locator[0], work.attempt, work.claim_id, work.lost_attempts)
+        context.tick_at = work.tick_at
         context._report = functools.partial(self._outlet.report, work.claim_id)
         self._reset_signals()
         known = locator[0] in self._tasks

@@ -6,12 +6,14 @@ set search_path from current
 as $$
 values
     ('reader', 'view', 'jobs'), ('reader', 'view', 'queues'), ('reader', 'view', 'workers'), ('reader', 'view', 'job_errors'),
-    ('reader', 'view', 'leader'), ('reader', 'view', 'blocked'), ('reader', 'view', 'workflows'),
+    ('reader', 'view', 'leader'), ('reader', 'view', 'blocked'), ('reader', 'view', 'workflows'), ('reader', 'view', 'schedules'), ('reader', 'view', 'schedule_ticks'),
     ('reader', 'function', 'list_jobs'), ('reader', 'function', 'list_failed'), ('reader', 'function', 'failed_groups'), ('reader', 'function', 'backoff'),
     ('reader', 'function', 'explain'), ('reader', 'function', 'subtasks'), ('reader', 'function', 'workflow_jobs'), ('reader', 'function', 'list_workflows'), ('reader', 'function', 'check_invariants'), ('reader', 'function', 'errors'),
     ('reader', 'function', 'protocol'), ('reader', 'function', 'waiting_state'), ('reader', 'function', 'masked'),
     ('client', 'function', 'enqueue'), ('client', 'function', 'enqueue_many'), ('client', 'function', 'enqueue_workflow'),
     ('client', 'function', 'cancel'), ('client', 'function', 'cancel_many'), ('client', 'function', 'cancel_workflow'), ('client', 'function', 'retry'), ('client', 'function', 'retry_failed'), ('client', 'function', 'rerun_workflow'),
+    ('client', 'function', 'schedule'), ('client', 'function', 'put_schedule'), ('client', 'function', 'unschedule'), ('client', 'function', 'declare_schedules'),
+    ('client', 'function', 'pause_schedule'), ('client', 'function', 'resume_schedule'), ('client', 'function', 'run_schedule_now'), ('client', 'function', 'backfill_schedule'),
     ('client', 'function', 'results'), ('client', 'function', 'ended_channel'),
     ('worker', 'function', 'attach'), ('worker', 'function', 'heartbeat'), ('worker', 'function', 'reattach'),
     ('worker', 'function', 'detach'), ('worker', 'function', 'open_session'), ('worker', 'function', 'reconcile'),
@@ -19,6 +21,7 @@ values
     ('worker', 'function', 'report_progress'),
     ('worker', 'function', 'lead'), ('worker', 'function', 'leader_beat'), ('worker', 'function', 'resign'),
     ('worker', 'function', 'ask_leader_to_resign'), ('worker', 'function', 'stage'), ('worker', 'function', 'release'), ('worker', 'function', 'enforce_deadlines'), ('worker', 'function', 'prune'), ('worker', 'function', 'channel'),
+    ('worker', 'function', 'due_schedules'), ('worker', 'function', 'outdated_schedules'), ('worker', 'function', 'tick_schedules'),
     ('worker', 'function', 'stop_channel'), ('worker', 'function', 'stops'), ('worker', 'function', 'begin'),
     ('worker', 'function', 'begin_transaction'), ('worker', 'function', 'finish_transaction')
 $$;

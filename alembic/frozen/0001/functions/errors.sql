@@ -18,7 +18,8 @@ values
     ('PGS12', 'TransactionEnded', 'a transactional handler has committed or rolled back by itself'),
     ('PGS13', 'StaleClaim', 'the claim is not (or no longer) valid: what the transaction has done is rolled back'),
     ('PGS14', 'ClaimCancelled', 'the job was cancelled meanwhile: what the transaction has done is rolled back'),
-    ('PGS15', 'ResultTooLarge', 'the result exceeds the setting max_result_bytes: what the transaction has done is rolled back')
+    ('PGS15', 'ResultTooLarge', 'the result exceeds the setting max_result_bytes: what the transaction has done is rolled back'),
+    ('PGS16', 'InvalidSchedule', 'a value of the schedule is refused: the message names it')
 $$;
 comment on function errors() is 'The errors that pgsched''s functions raise, by SQLSTATE, with their names and meanings.';
 

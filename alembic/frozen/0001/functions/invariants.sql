@@ -159,6 +159,31 @@ select 'an edge does not leave the subtasks of one job', d.job_id, format('job %
 from dependency d join job j on j.id = d.job_id join job p on p.id = d.depends_on_id
 where j.parent_id is distinct from p.parent_id
 union all
+select 'a tick is made once', min(j.id), format('schedule %s at %s: %s jobs', j.schedule_id, j.tick_at, count(*))
+from job j
+where j.schedule_id is not null and j.workflow_id is null
+group by j.schedule_id, j.tick_at
+having count(*) > 1
+union all
+select 'a tick is made once', min(j.id), format('schedule %s at %s: %s workflows', j.schedule_id, j.tick_at, count(distinct j.workflow_id))
+from job j
+where j.schedule_id is not null and j.workflow_id is not null
+group by j.schedule_id, j.tick_at
+having count(distinct j.workflow_id) > 1
+union all
+select 'what a tick has made says so', x.job_id, format('schedule %s at %s', x.schedule_id, x.tick_at)
+from schedule_tick x join job j on j.id = x.job_id
+where (j.schedule_id, j.tick_at) is distinct from (x.schedule_id, x.tick_at)
+union all
+select 'a job of a schedule is in the history of its ticks', j.id, format('schedule %s at %s', j.schedule_id, j.tick_at)
+from job j join schedule s on s.id = j.schedule_id
+where not exists (select from schedule_tick x where x.schedule_id = j.schedule_id and x.tick_at = j.tick_at and x.outcome in ('made', 'queued'))
+    and not (j.tick_at <= s.pruned_until)
+union all
+select 'a schedule that is to tick has a next tick, is to be planned, or says why not', null, format('schedule %s: %s of %s', s.id, s.name, s.app)
+from schedule s
+where s.next_tick_at is null and s.plan_after is null and s.removed_at is null and s.ends_at is null and s.last_tick_at is null
+union all
 select 'ids come from the sequence', max(j.id), format('job_id_seq stands at %s', (select last_value from job_id_seq))
 from job j
 having max(j.id) > (select last_value from job_id_seq)

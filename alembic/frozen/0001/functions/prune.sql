@@ -1,5 +1,6 @@
 -- Removes up to `n` jobs that ended longer ago than `older_than`, oldest ids first: definition, end, attempts; and workers
--- that ended as long ago; and up to `n` rows each of progress and waiter whose claim or job has ended. Answers how many jobs went; call again while it answers more than 0.
+-- that ended as long ago; and up to `n` rows each of progress and waiter whose claim or job has ended,
+-- and of the history of ticks. Answers how many jobs went; call again while it answers more than 0.
 -- Locks: the pruner's lock, by a try (-1: somebody else prunes at this moment); then, in this order and skipping locked
 -- ones, the rows of job and, in a later statement, those of finished.
 create or replace function prune(older_than interval, n integer default 10000) returns integer
@@ -78,6 +79,7 @@ begin
         where greatest(w.stopped_at, w.rescued_at) < before and pg_try_advisory_xact_lock(w.id)
             and not exists (select from running r where r.worker_id = w.id)
         for update skip locked));
+    perform prune_ticks(before, n);
     return cardinality(pruned);
 end
 $$;
@@ -101,3 +103,32 @@ begin
 end
 $$;
 comment on function is_needed(bigint) is 'Whether somebody has still to notice the end of this job, or to take its result (internal).';
+
+-- Removes up to `n` rows of the history of ticks from before then, and run-time schedules that were removed before then. The newest
+-- tick that is gone stays known. (Last of all: nobody waits long for the schedules' rows, and the leader steps over them.)
+create or replace function prune_ticks(before timestamptz, n integer) returns void
+language plpgsql
+set search_path from current
+as $$
+declare
+    old record;
+begin
+    for old in
+        select x.schedule_id, array_agg(x.tick_at) as ticks, max(x.tick_at) as newest
+        from (select * from schedule_tick y where y.fired_at < before order by y.schedule_id, y.tick_at limit n) x
+        group by x.schedule_id
+    loop
+        perform from schedule s where s.id = old.schedule_id for update skip locked;
+        continue when not found and exists (select from schedule s where s.id = old.schedule_id);
+        update schedule s set pruned_until = greatest(s.pruned_until, old.newest) where s.id = old.schedule_id;
+        delete from schedule_tick x where x.schedule_id = old.schedule_id and x.tick_at = any (old.ticks);
+    end loop;
+    delete from schedule
+    where id = any (array(
+        select s.id from schedule s
+        where s.removed_at < before and s.origin = 'runtime' and not exists (select from schedule_tick x where x.schedule_id = s.id)
+        limit n
+        for update skip locked));
+end
+$$;
+comment on function prune_ticks(timestamptz, integer) is 'Removes the history of ticks from before then (internal).';
