@@ -157,10 +157,20 @@ def _create_database(dsn: str) -> None:
                 connection.execute("create database pgsched")
 
 
+def _remove_half_made(place: Data) -> None:
+    """Remove what others have begun and left behind, for 3 s at most where an initdb still writes there."""
+    for _ in range(30):
+        half_made = list(place.root.glob("cluster.new-*"))
+        for folder in half_made:
+            shutil.rmtree(folder, ignore_errors=True)
+        if not any(folder.exists() for folder in half_made):
+            return
+        time.sleep(0.1)
+
+
 def _make_cluster(place: Data, binaries: Binaries) -> None:
     """Run initdb beside its final place, and move the result there: half a cluster is never taken for a whole one."""
-    for half_made in place.root.glob("cluster.new-*"):
-        shutil.rmtree(half_made, ignore_errors=True)
+    _remove_half_made(place)
     fresh = Path(tempfile.mkdtemp(prefix="cluster.new-", dir=place.root))
     try:
         os.chown(fresh, place.account.uid, place.account.gid, follow_symlinks=False)
@@ -170,6 +180,7 @@ def _make_cluster(place: Data, binaries: Binaries) -> None:
         if run.returncode != 0:
             raise EmbeddedPostgresError(f"initdb of {binaries.bindir} fails in {place.root}:\n{run.stderr.strip()}")
         fresh.rename(place.cluster)
+        _remove_half_made(place)  # (whose maker was killed while its initdb went on)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
