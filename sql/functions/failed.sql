@@ -103,7 +103,8 @@ comment on function failed_groups(text, text, text, timestamptz, timestamptz, in
 --   waits      it had ended because of one that was retried, and waits again
 --   refused    why says what is in its way; the others go on
 -- and at last, where there may be more, a row "more": call again, above => its job_id. `dry_run` answers the same and changes nothing.
--- Locks: as retry, until the transaction's end: so large numbers in pieces.
+-- Subtasks are passed by: it is their parent that is retried.
+-- Locks: as retry, until the transaction's end: so large numbers in pieces. Where it meets another's (40P01, 55P03), repeating is safe.
 -- Errors: PGS09 a limit or look out of range, not READ COMMITTED.
 create or replace function retry_failed(task text default null, error text default null, queue text default null, since timestamptz default null,
     until timestamptz default null, "limit" integer default 1000, dry_run boolean default false, above bigint default 0, look integer default 10000)
@@ -143,6 +144,7 @@ begin
     ), such as materialized (
         select o.job_id from oldest o
         where is_such(o.job_id, o.claim_id, o.reason, o.finished_at, retry_failed.task, retry_failed.error, since, until)
+            and (select j.parent_id from job j where j.id = o.job_id) is null  -- (a subtask's parent is retried, and makes it anew)
         order by o.job_id
         limit retry_failed."limit"
     )
@@ -159,13 +161,16 @@ begin
                     outcomes := outcomes || case when changed.job_id = id then 'retried' else 'waits' end;
                     reasons := array_append(reasons, case when changed.job_id <> id then format('for job %s', id) end);
                 end loop;
-            exception when others then
-                -- (One that has come back by the retry of another is no failure.)
-                if id <> all (jobs) then
-                    jobs := jobs || id;
-                    outcomes := outcomes || 'refused'::text;
-                    reasons := array_append(reasons, sqlerrm);
-                end if;
+            exception
+                when deadlock_detected or lock_not_available or serialization_failure then
+                    raise;  -- (all of it is undone, and can be repeated)
+                when others then
+                    -- (One that has come back by the retry of another is no failure.)
+                    if id <> all (jobs) then
+                        jobs := jobs || id;
+                        outcomes := outcomes || 'refused'::text;
+                        reasons := array_append(reasons, sqlerrm);
+                    end if;
             end;
         end loop;
         if dry_run is distinct from false then

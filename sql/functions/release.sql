@@ -204,11 +204,12 @@ begin
             cross join lateral (select d.job_id, d.depends_on_id from dependency d where d.job_id = l.job_id and d.outcome is null) d
     ) u;
     held := array(select f.job_id from finished f where f.job_id = any (depends_on) for key share skip locked);
-    perform write_outcomes(array(select u.job_id from unnest(jobs, depends_on) u (job_id, id) where u.id = any (held)),
-        array(select u.id from unnest(jobs, depends_on) u (job_id, id) where u.id = any (held)));
+    -- ("(... in ...) is true": by a hash, made once. With "= any" each would be compared with all, and a plain "in" is a join.)
+    perform write_outcomes(array_agg(u.job_id), array_agg(u.id))
+    from unnest(jobs, depends_on) u (job_id, id) where (u.id in (select unnest(held))) is true;
     begin
         alive := array(select r.job_id from running r where r.job_id = any (depends_on) for share skip locked);
-            alive := alive
+        alive := alive
             || array(select r.job_id from unnest(depends_on) u (id) join ready r on r.job_id = u.id and r.queue = (select j.queue from job j where j.id = u.id) for key share of r skip locked)
             || array(select w.job_id from waiting w where w.job_id = any (depends_on) for key share skip locked);
         stopped := array(
@@ -243,7 +244,8 @@ begin
     return over || array(
         select e.event from unnest(events, looks) e (event, job_id)
         where e.job_id is not null and e.event <> all (over) and (
-            select true from dependency d where d.job_id = e.job_id and d.outcome is null and d.depends_on_id <> all (alive) limit 1) is null);
+            select true from dependency d
+            where d.job_id = e.job_id and d.outcome is null and (d.depends_on_id in (select unnest(alive))) is not true limit 1) is null);
 end
 $$;
 comment on function settled_looks(bigint[], bigint[]) is 'Which events of the kind "look at this job" are settled (internal).';

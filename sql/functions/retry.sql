@@ -175,8 +175,9 @@ where (select j.rule from job j where j.id = u.id) is not null and (
 $$;
 comment on function must_wait(bigint[]) is 'Which of these jobs, which have ended, wait for their dependencies again before they run (internal).';
 
--- Takes the definitions of what these jobs depend on: none of it is pruned from here to the end of the transaction. (Somebody who has ended
--- protects nothing from prune; whoever brings him back takes this first, and looks then.)
+-- Takes the definitions of what these jobs depend on, and the ends of that whose results they take: none of it is pruned, and none of
+-- these results goes with a rerun, from here to the end of the transaction. (Somebody who has ended protects nothing; whoever
+-- brings him back takes this first, and looks then. A rerun that comes later finds who takes its result, and is refused.)
 create or replace function hold_dependencies(ids bigint[]) returns void
 language plpgsql
 set search_path from current
@@ -184,9 +185,11 @@ as $$
 begin
     perform from job j
     where j.id = any (array(select d.depends_on_id from dependency d where d.job_id = any (ids))) for key share;
+    perform from finished f
+    where f.job_id = any (array(select d.depends_on_id from dependency d where d.job_id = any (ids) and d.inputs is not null)) for key share;
 end
 $$;
-comment on function hold_dependencies(bigint[]) is 'Takes the definitions of what these jobs depend on, so that none is pruned (internal).';
+comment on function hold_dependencies(bigint[]) is 'Takes what these jobs depend on, so that none of it is pruned or goes with a rerun (internal).';
 
 -- Jobs that never began wait for their dependencies again: they forget how those ended (but for those that are gone), and are
 -- looked at. The caller holds their dependencies. `expires`: whether the time counts after which they are not to begin. `together`: jobs

@@ -260,8 +260,7 @@ begin
     loop
         perform pg_notify(stop_channel(), worker::text);
     end loop;
-    insert into release_check (ended_id)
-    select u.id from unnest(batch) u (id) where (select true from dependency d where d.depends_on_id = u.id limit 1);
+    perform look_below(batch);
     insert into release_check (look_at_id)
     select r.job_id from running r where r.job_id = any (batch) and r.subtasks > 0;
     told := told || batch;
@@ -289,13 +288,28 @@ with changed as (
     returning p.job_id
 ), looks as (
     insert into release_check (look_at_id) select c.job_id from changed c
-), events as (
-    insert into release_check (ended_id)
-    select c.job_id from changed c where (select true from dependency d where d.depends_on_id = c.job_id limit 1)
+), below as (
+    select look_below(array(select c.job_id from changed c))
 )
-select c.job_id from changed c
+select c.job_id from changed c, below
 $$;
 comment on function cancel_parked(bigint[], text) is 'Of jobs that wait for their subtasks: they are to end as cancelled (internal).';
+
+-- Has those looked at that need the success or the failure of these jobs, which have not ended and can only end as cancelled.
+create or replace function look_below(jobs bigint[]) returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    insert into release_check (look_at_id)
+    select distinct d.job_id
+    from unnest(jobs) u (id)
+        cross join lateral (
+            select d.job_id from dependency d where d.depends_on_id = u.id and d.outcome is null and d.condition <> 'done' offset 0
+        ) d;
+end
+$$;
+comment on function look_below(bigint[]) is 'Has those looked at that wait for jobs which can only end as cancelled (internal).';
 
 -- Why a subtask was cancelled, in words.
 create or replace function end_with_parent(the_job bigint) returns text
@@ -338,9 +352,7 @@ begin
     insert into release_check (look_at_id) select p.job_id from new_ones p;
     if found then
         perform set_config('pgsched.events', 'yes', true);
-        insert into release_check (ended_id)
-        select p.job_id from new_ones p
-        where p.outcome = 'cancelled' and (select true from dependency d where d.depends_on_id = p.job_id limit 1);
+        perform look_below(array(select p.job_id from new_ones p where p.outcome = 'cancelled'));
     end if;
     return null;
 end

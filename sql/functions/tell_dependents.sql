@@ -1,5 +1,5 @@
--- Notes that jobs have ended for which others wait, or whose subtasks they are: the one home of that, whoever inserts into finished. What is simple is decided
--- here and at once, so that a chain needs no second transaction: a dependent that may run now, all of whose other edges are
+-- Notes that jobs have ended for which others wait, or whose subtasks they are: the one home of that, whoever inserts into finished.
+-- What is simple is decided here and at once, so that a chain needs no second transaction: a dependent that may run now, all of whose other edges are
 -- decided, and whose row nobody holds. (Not one that can never run: its own end would come back here, as deep as the graph.)
 -- The edges are read in a later statement than the one that ended the jobs: it sees all that was committed before. At other
 -- isolation levels nothing of the kind can be known, so each end is noted.
@@ -10,6 +10,7 @@ as $$
 declare
     most constant integer := 8;
     few constant integer := 32;
+    most_parents constant integer := 256;
     parents bigint[];
     children bigint[];
 begin
@@ -28,7 +29,8 @@ begin
     if parents = '{}' then
         return null;
     end if;
-    children := array(
+    -- (Of so many that end at once the releaser takes care: here each edge would be compared with each of them.)
+    children := case when cardinality(parents) <= most_parents then array(
         select c.id
         from (
             select distinct d.job_id as id
@@ -40,7 +42,7 @@ begin
         -- (Of one that waits for many, as far as it takes to know that: each of its dependencies would read all the others' edges.)
         where (
             select count(*) <= few and bool_and(o.outcome is not null or o.depends_on_id = any (parents))
-            from (select x.outcome, x.depends_on_id from dependency x where x.job_id = c.id limit few + 1) o));
+            from (select x.outcome, x.depends_on_id from dependency x where x.job_id = c.id limit few + 1) o)) else '{}' end;
     if children <> '{}' then
         children := array(
             select w.job_id from waiting w

@@ -44,7 +44,7 @@ select
         when w.jobs = w.shared then 'shared'
         when s.failed + s.cancelled > 0 and s.open = 0 then 'failed'
         when s.open = 0 then 'succeeded'
-        when s.running + s.succeeded + s.failed > 0 then 'running'
+        when s.running + s.succeeded + s.failed > 0 or s.has_begun then 'running'
         else 'waiting'
     end as state,
     w.jobs,
@@ -68,10 +68,12 @@ from workflow w
             count(*) filter (where f.state = 'skipped') as skipped,
             count(r.job_id) as running,
             count(*) filter (where f.job_id is null) as open,
+            coalesce(bool_or(x.attempt > 0), false) as has_begun,
             max(f.finished_at) as finished_at
         from job j
             left join finished f on f.job_id = j.id
             left join running r on r.job_id = j.id
+            left join waiting x on x.job_id = j.id
         where j.workflow_id = w.id and j.parent_id is null  -- (subtasks are parts of their parent)
     ) s;
 comment on view workflows is 'One row a workflow: how far it is. Fast by id; of many, list_workflows() is faster.';

@@ -72,21 +72,24 @@ begin
             select j.id from job j
             -- ("between": no other index has this order.)
             where j.workflow_id between w.id and w.id and j.id < coalesce(w.deadline_below, 9223372036854775807)
+                and j.parent_id is null  -- (a cancel takes the subtasks along; without it their parent could succeed over them)
             order by j.workflow_id desc, j.id desc
             limit n - looked);
         begin
             changed := changed + (select count(*) from cancel_many(still_open(jobs), said, false));
-        exception when lock_not_available or deadlock_detected then
+        exception when others then
+            -- (One by one: whom somebody holds, or who cannot be cancelled, stops no other.)
             foreach one in array still_open(jobs) loop
-                if clock_timestamp() > until then
-                    update workflow x set deadline_below = one + 1 where x.id = w.id;
-                    return jsonb_build_object('cancelled', changed, 'more', true);
-                end if;
                 begin
                     changed := changed + (select count(*) from cancel(one, said, false));
-                exception when lock_not_available or deadlock_detected then
-                    null;
+                exception
+                    when lock_not_available or deadlock_detected then null;
+                    when others then raise warning 'pgsched: job %, whose deadline has passed, cannot be cancelled: %', one, sqlerrm;
                 end;
+                if clock_timestamp() > until then
+                    update workflow x set deadline_below = one where x.id = w.id;
+                    return jsonb_build_object('cancelled', changed, 'more', true);
+                end if;
             end loop;
         end;
         looked := looked + cardinality(jobs);
@@ -94,7 +97,7 @@ begin
             update workflow x set deadline_below = jobs[cardinality(jobs)] where x.id = w.id;
             return jsonb_build_object('cancelled', changed, 'more', true);
         end if;
-        is_open := still_open(array(select j.id from job j where j.workflow_id = w.id)) <> '{}';
+        is_open := still_open(array(select j.id from job j where j.workflow_id = w.id and j.parent_id is null)) <> '{}';
         update workflow x
         set deadline_below = null, deadline_over_at = case when not is_open then clock_timestamp() end
         where x.id = w.id;

@@ -95,7 +95,7 @@ begin
             case
                 when r.stop_reason = 'cancel' then 'cancelled'
                 when g.outcome = 'conflict' and (
-                        select count(*) from attempt_log a where a.job_id = g.job_id and a.attempt = r.attempt and a.state = 'conflict'
+                        select count(*) from attempt_log a where a.job_id = g.job_id and a.claim_id > since_own_end(g.job_id) and a.state = 'conflict'
                     ) < (select (value #>> '{}')::integer from setting where name = 'max_conflicts') then 'conflict'
                 when g.outcome in ('retry', 'conflict') then case when next.run_at is null then 'failed' else 'retry' end
                 when g.outcome = 'lost' and rescuing or g.outcome = 'broken' then
@@ -123,7 +123,7 @@ begin
             ) r
             cross join lateral (
                 select case g.outcome when 'lost' then coalesce(g.charged, false) when 'broken' then coalesce(my_session <= g.last_session, false) or (
-                        select count(*) from attempt_log a where a.job_id = g.job_id and a.attempt = r.attempt and a.state = 'broken'
+                        select count(*) from attempt_log a where a.job_id = g.job_id and a.claim_id > since_own_end(g.job_id) and a.state = 'broken'
                     ) >= (select (value #>> '{}')::integer from setting where name = 'max_conflicts') else false end as died
             ) d
             -- (In a subquery that keeps its place: so it is called for these alone, and once.)
@@ -212,6 +212,17 @@ begin
 end
 $$;
 comment on function settle(bigint, jsonb, boolean, boolean) is 'How a claim ends: the one home of that rule (internal).';
+
+-- The last claim of a job that its handler has brought to an end of its own, 0 where there is none: what other things befell it before
+-- does not count any more.
+create or replace function since_own_end(the_job bigint) returns bigint
+language sql stable
+return coalesce((
+    select a.claim_id from attempt_log a
+    where a.job_id = the_job and a.state in ('failed', 'cancelled', 'rerun', 'retried', 'snoozed')
+    order by a.job_id desc, a.claim_id desc
+    limit 1), 0);
+comment on function since_own_end(bigint) is 'The last claim of a job that its handler has brought to an end of its own (internal).';
 
 -- Ends claims of the calling worker; with `want`, claims in the same transaction (see claim).
 -- `results`: see settle. Answers one row with a verdict for each result, then the rows of the claim (verdict null).

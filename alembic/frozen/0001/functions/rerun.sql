@@ -163,7 +163,9 @@ with recursive below (id) as (
             where d.depends_on_id = b.id
                 and (select j.workflow_id from job j where j.id = d.job_id) = the_workflow
                 and not (not_past_cancelled and coalesce((
-                    select f.state = 'cancelled' and f.cause_job_id is null from finished f where f.job_id = d.job_id), false))
+                    -- (Skipped without a cause: it expired, or had ended by a cause and was cancelled then.)
+                    select f.cause_job_id is null and (f.state = 'cancelled' or f.state = 'skipped' and f.reason <> 'expired')
+                    from finished f where f.job_id = d.job_id), false))
             offset 0
         ) x
 )
