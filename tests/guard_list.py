@@ -489,8 +489,8 @@ GUARDS = [
     Guard(
         "a look stays while a dependency is in between (R27)",
         "sql/functions/release.sql",
-        "d.outcome is null and d.depends_on_id <> all (alive) limit 1) is null);",
-        "false limit 1) is null);",
+        "where d.job_id = e.job_id and d.outcome is null and (d.depends_on_id in (select unnest(alive))) is not true limit 1) is null);",
+        "where false) is null);",
         "tests/races/test_release.py::test_a_finish_that_began_before_the_child_was_there_and_ends_after_it_is_waited_for",
     ),
     Guard(
@@ -968,5 +968,47 @@ GUARDS = [
         "if how = 'skip' or runs >= most_queued then",
         "if how = 'skip' then",
         "tests/behaviour/test_schedules.py::test_overlap_queue_is_bounded",
+    ),
+    Guard(
+        "whoever takes a result holds it",
+        "sql/functions/retry.sql",
+        "where d.job_id = any (ids) and d.inputs is not null)) for key share;",
+        "where false)) for key share;",
+        "tests/races/test_lives.py::test_who_takes_a_result_waits_for_an_open_rerun_that_takes_it_away",
+    ),
+    Guard(
+        "a deadline takes no subtask alone",
+        "sql/functions/deadline.sql",
+        "                and j.parent_id is null  -- (a cancel",
+        "                -- (a cancel",
+        "tests/races/test_lives.py::test_a_deadline_takes_subtasks_along_with_their_parent_and_never_alone",
+    ),
+    Guard(
+        "what befell a former life does not count",
+        "sql/functions/finish.sql",
+        "    limit 1), 0);\ncomment on function since_own_end",
+        "    limit 0), 0);\ncomment on function since_own_end",
+        "tests/races/test_lives.py::test_conflicts_of_a_former_life_or_attempt_are_not_counted",
+    ),
+    Guard(
+        "what was cancelled after its end stays out of a rerun",
+        "sql/functions/rerun.sql",
+        "(f.state = 'cancelled' or f.state = 'skipped' and f.reason <> 'expired')",
+        "f.state = 'cancelled'",
+        "tests/races/test_lives.py::test_what_had_ended_by_a_cause_and_was_cancelled_then_stays_out_of_a_rerun",
+    ),
+    Guard(
+        "who needs a parked job that can only be cancelled is looked at",
+        "sql/functions/subtasks.sql",
+        "        perform look_below(array(select p.job_id from new_ones p where p.outcome = 'cancelled'));",
+        "        null;",
+        "tests/races/test_lives.py::test_who_needs_a_parent_that_has_cancelled_itself_does_not_wait_for_its_subtasks",
+    ),
+    Guard(
+        "many ends at once are left to the releaser",
+        "sql/functions/tell_dependents.sql",
+        "cardinality(parents) <= most_parents",
+        "true",
+        "tests/races/test_lives.py::test_a_cancel_of_a_large_workflow_and_a_look_at_many_edges_take_no_square_of_it",
     ),
 ]
