@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -79,6 +80,9 @@ def run_worker(
         leaving.append(_end_within(code))
         return code
 
+    # (What is there now stays to the end: the garbage collector need not go through it again and again.)
+    gc.collect()
+    gc.freeze()
     leaving: list[threading.Timer] = []
     try:
         code = int(asyncio.run(main()))
