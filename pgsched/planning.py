@@ -25,6 +25,9 @@ LOOK_AHEAD = 100
 CHUNK = 250
 """So many ticks of one schedule are made in one transaction; the others are made in the next ones, oldest first."""
 
+_SEEN = timedelta(
+    days=5 * 366
+)  # how far ahead a jitter is compared with the spans between ticks: rare ticks take long to find
 _COUNTED = 1000  # missed ticks are counted up to this number
 _TINY = timedelta(microseconds=1)
 
@@ -81,15 +84,44 @@ def check_jitter(beats: Rhythm, jitter: timedelta, since: datetime) -> None:
     """Raise `ScheduleError` where a jitter is longer than the shortest span between the next ticks."""
     if not jitter:
         return
-    ticks = [tick.at for tick in islice(beats.after(since), LOOK_AHEAD)]
+    until = since + _SEEN
+    ticks = [tick.at for tick in islice(takewhile(lambda tick: tick.at < until, beats.after(since)), LOOK_AHEAD)]
     gap = min((b - a for a, b in pairwise(ticks)), default=None)
     if gap is not None and jitter > gap:
         raise ScheduleError(f"jitter is {jitter}, longer than the {gap} between two of its ticks")
 
 
-def step(row: Mapping[str, Any], now: datetime, zone_data: str | None) -> dict[str, Any] | None:
-    """The entry for tick_schedules of a schedule that is due, or that has to be planned; None where it stays as it is planned."""
-    schedule = Planned.read(row)
+def step(row: Mapping[str, Any], now: datetime, zone_data: str | None, chunk: int = CHUNK) -> dict[str, Any] | None:
+    """The entry for tick_schedules of a schedule that is due, or that has to be planned; None where it stays as it is planned.
+
+    It has at most `chunk` ticks. One that cannot be planned, whatever the reason, has that as its problem: it stops no other.
+    """
+    try:
+        return _step(Planned.read(row), now, zone_data, chunk)
+    except Exception as error:
+        return _broken(row, now, f"it cannot be planned: {type(error).__name__}: {error}")
+
+
+def _broken(row: Mapping[str, Any], now: datetime, problem: str) -> dict[str, Any]:
+    stored = row["next_tick_at"]
+    try:
+        due = stored is not None and datetime.fromisoformat(stored) <= now
+    except ValueError:
+        due = False
+    return {
+        "id": row["id"],
+        "version": row["version"],
+        "was": stored,
+        "ticks": [stored] if due else [],
+        "missed": None,
+        "base_at": stored if due else row["base_at"],
+        "base_nominal": None,
+        "zone_data": None,
+        "problem": problem,
+    }
+
+
+def _step(schedule: Planned, now: datetime, zone_data: str | None, chunk: int) -> dict[str, Any] | None:
     stored = schedule.next_tick_at
     try:
         beats = rhythm(schedule.cron, schedule.timezone)
@@ -102,10 +134,15 @@ def step(row: Mapping[str, Any], now: datetime, zone_data: str | None) -> dict[s
         if stored is None:
             return _entry(schedule, schedule.plan_after or schedule.base_at, None, zone_data, problem=str(error))
         return _entry(schedule, stored, schedule.next_nominal, zone_data, ticks=[stored], problem=str(error))
-    if schedule.plan_after is not None:  # (the stored tick is one of the rhythm before)
+    if schedule.plan_after is not None:  # (the stored tick is one of the rhythm before, of which no other is known)
         base = max(stored, schedule.plan_after)
-        return _entry(schedule, base, None, zone_data, ticks=[stored], following=_next(schedule, beats, base, None))
-    return _fired(schedule, beats, Tick(stored, schedule.next_nominal or datetime.min, None), now, zone_data)
+        following = _next(schedule, beats, base, None)
+        late = now - stored
+        if late > (LATE if schedule.catch_up == "none" else schedule.window or late):
+            missed = {"at": stored.isoformat(), "until": stored.isoformat(), "n": None, "reason": _why(schedule)}
+            return _entry(schedule, base, None, zone_data, missed=missed, following=following)
+        return _entry(schedule, base, None, zone_data, ticks=[stored], following=following)
+    return _fired(schedule, beats, Tick(stored, schedule.next_nominal or datetime.min, None), now, zone_data, chunk)
 
 
 def _planned(schedule: Planned, beats: Rhythm, zone_data: str | None) -> dict[str, Any]:
@@ -117,7 +154,9 @@ def _planned(schedule: Planned, beats: Rhythm, zone_data: str | None) -> dict[st
     return _entry(schedule, base, nominal, zone_data, following=_next(schedule, beats, base, nominal))
 
 
-def _fired(schedule: Planned, beats: Rhythm, stored: Tick, now: datetime, zone_data: str | None) -> dict[str, Any]:
+def _fired(
+    schedule: Planned, beats: Rhythm, stored: Tick, now: datetime, zone_data: str | None, chunk: int
+) -> dict[str, Any]:
     """The stored tick is due, and perhaps later ones: those that are made, oldest first, and the first of those that are not."""
     until = now if schedule.ends_at is None else min(now, schedule.ends_at)
     oldest = stored.at if schedule.window is None else max(stored.at, now - schedule.window)
@@ -141,8 +180,8 @@ def _fired(schedule: Planned, beats: Rhythm, stored: Tick, now: datetime, zone_d
             "n": count if count <= _COUNTED else None,
             "reason": _why(schedule),
         }
-    if len(made) > CHUNK:
-        made, newest = made[:CHUNK], made[CHUNK - 1]
+    if len(made) > chunk:
+        made, newest = made[:chunk], made[chunk - 1]
     following = _next(schedule, beats, newest.at, newest.nominal)
     made_at = [tick.at for tick in made]
     return _entry(schedule, newest.at, newest.nominal, zone_data, ticks=made_at, missed=missed, following=following)
@@ -163,8 +202,8 @@ def _why(schedule: Planned) -> str:
 
 
 def _next(schedule: Planned, beats: Rhythm, base: datetime, nominal: datetime | None) -> Tick | None:
-    if schedule.starts_at is not None:
-        base = max(base, schedule.starts_at - _TINY)
+    if schedule.starts_at is not None and schedule.starts_at > base:
+        base = schedule.starts_at - _TINY
     ticks: Iterator[Tick] = beats.after(base, nominal)
     found = next(ticks, None)
     return None if found is None or (schedule.ends_at is not None and found.at > schedule.ends_at) else found

@@ -50,6 +50,7 @@ class Leader:
     def __init__(self, dsn: str, schema: str = "pgsched", name: str | None = None) -> None:
         self._dsn = dsn
         self._calls = Calls(schema)
+        self._ticker = Ticker(self._calls)
         host = socket.gethostname()
         self._info: dict[str, Any] = {"name": name or f"{host}-{os.getpid()}", "host": host, "pid": os.getpid()}
         self.term: int | None = None
@@ -154,7 +155,8 @@ class Leader:
 
     async def _reign(self, connection: psycopg.AsyncConnection[Any], stop: asyncio.Event) -> str:
         """Do the duties round after round; why the term is to end."""
-        silence, ticker = Silence(), Ticker(self._calls)
+        silence, ticker = Silence(), self._ticker
+        ticker.begin()
         self._done = dict.fromkeys(("beat", "ticks", "rescue", "stage", "release", "deadlines"), now())
         while True:
             beat = await self._ask(connection, self._calls.leader_beat())
@@ -190,6 +192,8 @@ class Leader:
             log.warning("%s: %s", name, primary(error))
         except (psycopg.Error, PgschedError) as error:
             log.warning("%s: %s", name, primary(error))
+        except Exception:  # (an error of ours: the other duties are done)
+            log.exception("%s", name)
 
     async def _rescue(
         self, connection: psycopg.AsyncConnection[Any], silence: Silence, silent: list[dict[str, Any]]

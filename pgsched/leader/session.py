@@ -24,7 +24,8 @@ _ANSWER_S = 2.0
 
 # The server ends a leader that is silent, whatever its process believes; its statements may take as long.
 _BOUNDS = (
-    "set default_transaction_isolation = 'read committed'; set statement_timeout = '2s'; set lock_timeout = '800ms'; "
+    "set default_transaction_isolation = 'read committed'; set timezone = 'UTC'; "
+    "set statement_timeout = '2s'; set lock_timeout = '800ms'; "
     f"set idle_session_timeout = '{SILENCE_S:.0f}s'; set idle_in_transaction_session_timeout = '2s'"
 )
 _WISHES = [

@@ -94,7 +94,8 @@ comment on function schedule_to_plan(schedule) is 'What is needed to plan a sche
 -- "base_nominal", "zone_data", "problem", "refuse": why its ticks are refused, or null}. What was changed, paused, removed or moved by
 -- somebody else since it was read is left alone, and so is what somebody holds at this moment. A tick that is refused by what it would
 -- make is noted as such, and stops no other; one that meets a lock or a deadlock is left for the next call.
--- Answers {"moved", "made", "left", "refused": [{"app", "name", "problem"}]}. `at`: for tests.
+-- Of several only those are made that are plain; "alone" are the others, which are to be sent one by one.
+-- Answers {"moved", "made", "left", "alone", "refused": [{"app", "name", "problem"}]}. `at`: for tests.
 -- Locks: the schedules' rows, skipping locked ones; then as enqueue_many, and as cancel_many where overlap is cancel.
 -- Errors: PGS09, PGS11 the session does not lead.
 create or replace function tick_schedules(batch jsonb, at timestamptz default null) returns jsonb
@@ -105,10 +106,12 @@ set enable_bitmapscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off
 set jit = off
+set lock_timeout = '50ms'
 as $$
 declare
     t constant timestamptz := coalesce(at, clock_timestamp());
     entries tick_entry[];
+    alone bigint[];
     locked bigint[];
     plain bigint[];
     made jsonb := '{}';
@@ -136,6 +139,7 @@ begin
         select s.id
         from unnest(entries) g join schedule s on s.id = g.id
         where g.id = any (locked) and g.refuse is null and cardinality(g.ticks) > 0 and s.workflow is null
+            and s.jobs -> 0 ->> 'unique_key' is null and (s.pruned_until is null or g.ticks[1] > s.pruned_until)
             and (s.overlap = 'allow' or cardinality(g.ticks) = 1 and (s.open_jobs = '{}' or not exists (select from unended(s.open_jobs))))
             and not exists (select from schedule_tick x where x.schedule_id = s.id and x.tick_at = any (g.ticks)));
     begin
@@ -147,6 +151,12 @@ begin
     exception when others then
         plain := '{}';
     end;
+    -- The others take as long as they take, and are sent alone: what is slow, or waits for a lock, then stops no neighbour.
+    if jsonb_array_length(batch) > 1 then
+        alone := array(
+            select g.id from unnest(entries) g where g.id = any (locked) and g.id <> all (plain) and cardinality(g.ticks) > 0 and g.refuse is null);
+        locked := array(select l from unnest(locked) l where l <> all (alone));
+    end if;
     for one in
         select s.id, g.ticks, g.refuse from unnest(entries) g join schedule s on s.id = g.id
         where g.id = any (locked) and g.id <> all (plain) and cardinality(g.ticks) > 0
@@ -154,7 +164,8 @@ begin
     loop
         begin
             made := made || jsonb_build_object(one.id::text, make_ticks(one.id, one.ticks, one.refuse, t));
-        exception when lock_not_available or deadlock_detected or serialization_failure or sqlstate 'PGS10' then
+        exception
+            when lock_not_available or deadlock_detected or serialization_failure or insufficient_resources or system_error or sqlstate 'PGS10' then
             locked := array_remove(locked, one.id);
         end;
     end loop;
@@ -172,7 +183,8 @@ begin
         problem_at = case when coalesce(g.problem, made -> s.id::text ->> 'problem') is null then null when s.problem is null then t else s.problem_at end
     from unnest(entries) g
     where s.id = g.id and g.id = any (locked);
-    return jsonb_build_object('moved', cardinality(locked), 'left', (select coalesce(jsonb_agg(g.id), '[]') from unnest(entries) g where g.id <> all (locked)),
+    return jsonb_build_object('moved', cardinality(locked), 'alone', to_jsonb(coalesce(alone, '{}')),
+        'left', (select coalesce(jsonb_agg(g.id), '[]') from unnest(entries) g where g.id <> all (locked || alone)),
         'made', (select coalesce(sum((m.value ->> 'made')::integer), 0) from jsonb_each(made) m),
         'refused', (
             select coalesce(jsonb_agg(jsonb_build_object('app', s.app, 'name', s.name, 'problem', m.value ->> 'problem')), '[]')

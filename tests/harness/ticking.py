@@ -34,7 +34,11 @@ class Reign:
                 if not answer["due"]:
                     break
                 now = datetime.fromisoformat(answer["now"])
-                self.send(_steps(answer["due"], now), at)
+                entries = _steps(answer["due"], now)
+                alone = self.send(entries, at)["alone"]
+                for entry in entries:
+                    if entry["id"] in alone:
+                        self.send([entry], at)
             else:
                 raise AssertionError(f"it does not come to an end: {answer['due'][0]}")
 

@@ -23,7 +23,7 @@ begin
                 problem := null;
                 continue;
             exception
-                when lock_not_available or deadlock_detected or serialization_failure or sqlstate 'PGS10' then
+                when lock_not_available or deadlock_detected or serialization_failure or insufficient_resources or system_error or sqlstate 'PGS10' then
                     raise;
                 when others then
                     problem := left(sqlerrm, 2000);
@@ -58,6 +58,9 @@ begin
     from schedule_tick x where x.schedule_id = s.id and x.tick_at = tick and x.outcome in ('made', 'queued');
     if there is not null then
         return there;
+    end if;
+    if tick <= s.pruned_until then  -- (its history is gone: it may have been made)
+        return jsonb_build_object('outcome', 'there', 'open', to_jsonb(s.open_jobs));
     end if;
     if how <> 'allow' and open_jobs <> '{}' then
         runs := (select count(distinct coalesce(-j.workflow_id, j.id)) from job j where j.id = any (open_jobs));
@@ -95,7 +98,9 @@ begin
             the_outcome := 'skipped';
             the_reason := concat_ws(': ', why, format('job %s holds its unique key', ids[1]));
         end if;
-        open_jobs := open_jobs || ids;
+        if the_outcome <> 'skipped' then  -- (who holds the key is somebody else's: not to be waited for, nor cancelled)
+            open_jobs := open_jobs || ids;
+        end if;
     end if;
     insert into schedule_tick as x (schedule_id, tick_at, fired_at, outcome, job_id, workflow_id, reason)
     values (s.id, tick, t, the_outcome, case when the_outcome in ('made', 'queued') and the_workflow is null then ids[1] end, the_workflow, the_reason)

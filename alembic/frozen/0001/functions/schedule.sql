@@ -189,6 +189,13 @@ begin
         return 'added';
     end if;
     select * into old from schedule s where s.app = given.app and s.name = given.name for update;
+    if old.origin = 'runtime' and the_origin = 'code' and old.removed_at is null then
+        perform refuse('PGS16', format('schedule %s of application %s was made at run time', shown(given.name), shown(given.app)),
+            'Remove it (unschedule), or give the one in the code another name.');
+    elsif old.origin = 'code' and the_origin = 'runtime' and old.removed_at is null then
+        perform refuse('PGS16', format('schedule %s of application %s is declared by its code', shown(given.name), shown(given.app)),
+            'Change the code, or choose another name. (Pausing it is possible.)');
+    end if;
     new := amended(old, given, the_origin);
     if new is not distinct from old and old.removed_at is null then
         return 'same';
@@ -204,6 +211,9 @@ begin
         timezone = new.timezone, starts_at = new.starts_at, ends_at = new.ends_at, jitter = new.jitter, catch_up = new.catch_up,
         catch_up_limit = new.catch_up_limit, catch_up_window = new.catch_up_window, overlap = new.overlap, open_jobs = new.open_jobs,
         version = s.version + 1, changed_at = t, changed_by = session_user, removed_at = null, removed_by = null, problem = null, problem_at = null,
+        -- (What was removed by hand and is made again by hand is another one. A deploy leaves a pause as it is.)
+        paused_at = case when old.removed_at is null or the_origin = 'code' then s.paused_at end,
+        paused_by = case when old.removed_at is null or the_origin = 'code' then s.paused_by end,
         next_tick_at = case when is_new_rhythm then overdue(s.next_tick_at, t) else s.next_tick_at end,
         next_local = case when not is_new_rhythm or s.next_tick_at <= t then s.next_local end,
         next_nominal = case when not is_new_rhythm or s.next_tick_at <= t then s.next_nominal end,
