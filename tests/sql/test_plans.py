@@ -265,7 +265,13 @@ SCENARIOS = {
             select jsonb_agg(jsonb_build_object('id', s.id, 'version', s.version, 'was', s.next_tick_at, 'ticks', jsonb_build_array(s.next_tick_at),
                 'base_at', s.next_tick_at, 'next_at', now() + interval '1 day'))
             from (select * from pgsched.schedule where next_tick_at <= now() order by next_tick_at, id limit 100) s))""",
-        {"tick_schedules": {"schedule", "schedule_tick"}, "make_plain_ticks": {"schedule"}, "make_tick": {"schedule_tick"}},
+        {"tick_schedules": {"schedule", "schedule_tick"}, "make_plain_ticks": {"schedule"}},
+    ),
+    "tick_schedules, one by one": Scenario(
+        """select count(pgsched.tick_schedules(jsonb_build_array(jsonb_build_object('id', s.id, 'version', s.version, 'was', s.next_tick_at,
+                'ticks', jsonb_build_array(s.next_tick_at), 'base_at', s.next_tick_at, 'next_at', now() + interval '1 day'))))
+            from (select * from pgsched.schedule where next_tick_at <= now() order by next_tick_at, id limit 100) s""",
+        {"tick_schedules": {"schedule", "schedule_tick"}, "make_tick": {"schedule_tick"}},
     ),
     "stage": Scenario("select pgsched.stage(200)", {"stage": {"waiting", "ready", "job_key", "job"}}),
     "enqueue_many": Scenario(
