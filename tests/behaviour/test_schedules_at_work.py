@@ -6,9 +6,12 @@ import json
 from datetime import datetime
 from typing import Any
 
+import pytest
 from harness.running import leading, wait_until, working
 from harness.ticking import schedule
 from harness.ticking_app import app
+
+pytestmark = pytest.mark.one_server
 
 
 def test_a_worker_declares_and_makes_the_ticks_of_its_code_and_its_jobs_know_them(dsn: str, connection: Any) -> None:

@@ -89,7 +89,7 @@ def test_a_job_that_cannot_be_cancelled_stops_no_deadline(connection: Any) -> No
     (w, [a, lost]), (_, [other]) = flow(connection, {"name": "a"}, {"name": "lost"}, deadline_s=3600), flow(connection, {"name": "b"}, deadline_s=3600)
     connection.execute("delete from pgsched.ready where job_id = %s", (lost,))
     connection.execute("update pgsched.workflow set deadline = clock_timestamp()")
-    for _ in range(6):  # (it is looked for a second before it is given up)
+    for _ in range(2):  # (it is looked for a second before it is given up)
         connection.execute("select pgsched.enforce_deadlines(1000)")
     assert (places(connection)[a], places(connection)[other]) == ("cancelled", "cancelled")
     assert connection.execute("select deadline_over_at is null from pgsched.workflow where id = %s", (w,)).fetchone() == (True,)

@@ -67,6 +67,7 @@ def test_sql_and_python_accept_the_same_cron_texts(connection: Any) -> None:
     assert differ == [], f"seed {seed}"
 
 
+@pytest.mark.one_server
 def test_sql_and_python_accept_the_same_zones(connection: Any) -> None:
     """Of those that both the server and this machine have; and what both refuse is refused with the same name that was meant."""
     there = {row[0] for row in connection.execute("select name from pg_timezone_names").fetchall()}
