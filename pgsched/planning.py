@@ -139,9 +139,13 @@ def _step(schedule: Planned, now: datetime, zone_data: str | None, chunk: int) -
         following = _next(schedule, beats, base, None)
         late = now - stored
         if late > (LATE if schedule.catch_up == "none" else schedule.window or late):
-            missed = {"at": stored.isoformat(), "until": stored.isoformat(), "n": None, "reason": _why(schedule)}
+            missed = {"at": stored.isoformat(), "until": base.isoformat(), "n": None, "reason": _why(schedule)}
             return _entry(schedule, base, None, zone_data, missed=missed, following=following)
-        return _entry(schedule, base, None, zone_data, ticks=[stored], following=following)
+        unknown = None
+        if stored + LATE < base <= now:
+            reason = f"the rhythm was changed then, or a pause ended: its ticks between {stored} and then are not known"
+            unknown = {"at": base.isoformat(), "until": base.isoformat(), "n": None, "reason": reason}
+        return _entry(schedule, base, None, zone_data, ticks=[stored], missed=unknown, following=following)
     return _fired(schedule, beats, Tick(stored, schedule.next_nominal or datetime.min, None), now, zone_data, chunk)
 
 

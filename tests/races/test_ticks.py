@@ -82,9 +82,9 @@ def test_what_was_due_before_a_change_or_a_pause_is_judged_by_catch_up(connectio
     connection.execute("select pgsched.resume_schedule(name) from pgsched.schedule")
     as_if_at(connection, f"{AT} 05:35Z")
     reign.tick(f"{AT} 05:35Z", f"{AT} 06:00Z")
-    assert history(connection, "none") == [("01 01:00 to 01 01:00 (None)", "missed"), ("01 06:00", "made")]
-    assert history(connection, "last") == [("01 01:00", "made"), ("01 06:00", "made")]
-    assert history(connection, "window") == [("01 01:00 to 01 01:00 (None)", "missed"), ("01 06:00", "made")]
+    assert history(connection, "none") == [("01 01:00 to 01 05:35 (None)", "missed"), ("01 06:00", "made")]
+    assert history(connection, "last") == [("01 01:00", "made"), ("01 05:35 to 01 05:35 (None)", "missed"), ("01 06:00", "made")]
+    assert history(connection, "window") == [("01 01:00 to 01 05:35 (None)", "missed"), ("01 06:00", "made")]
 
 
 def test_a_strangers_job_that_holds_the_key_is_neither_waited_for_nor_cancelled(connection: Any, reign: Reign) -> None:
