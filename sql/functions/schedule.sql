@@ -12,17 +12,11 @@ set search_path from current
 as $$
 declare
     given new_schedule;
-    found schedule;
 begin
     if jsonb_typeof(schedule) is distinct from 'object' then
         perform refuse('PGS16', 'put_schedule: schedule must be an object', 'For example {"name": "nightly", "cron": "0 3 * * *", "jobs": [{"task": "tidy", "queue": "shop"}]}.');
     end if;
     given := (read_schedules(jsonb_build_array(schedule), null, coalesce(checked, false)))[1];
-    select * into found from schedule s where s.app = given.app and s.name = given.name for update;
-    if found.origin = 'code' and found.removed_at is null then
-        perform refuse('PGS16', format('schedule %s of application %s is declared by its code', shown(given.name), shown(given.app)),
-            'Change the code, or choose another name. (Pausing it is possible.)');
-    end if;
     perform enter_schedule(given, 'runtime');
     return (select s.id from schedule s where s.app = given.app and s.name = given.name);
 end
