@@ -557,6 +557,20 @@ GUARDS = [
         "tests/races/test_release.py::test_an_end_in_a_transaction_with_an_old_snapshot_is_always_noted",
     ),
     Guard(
+        "what waits for more than one end is not handed over",
+        "sql/functions/hand_over.sql",
+        "and (select count(*) from (select from dependency d where d.job_id = one.id limit 2) d) = 1",
+        "and true",
+        "tests/races/test_hand_over.py::test_what_waits_for_another_too_or_with_others_is_decided_by_its_edges",
+    ),
+    Guard(
+        "what is ready already is not overtaken",
+        "sql/functions/hand_over.sql",
+        "                limit 1) is null) then",
+        "                limit 1) is null or true) then",
+        "tests/races/test_hand_over.py::test_what_is_ready_already_is_not_overtaken",
+    ),
+    Guard(
         "a circle is refused",
         "sql/functions/edges.sql",
         "    if tail = n then\n        return places;",

@@ -150,6 +150,14 @@ SCENARIOS = {
         f"select * from pgsched.finish({{worker}}, {MINE}, '{LANES} \"max_jobs\": 100}}}}')",
         {"settle": {"running", "job", "job_key"}, "next_attempt": {"job"}, "claim_as": {"ready", "job"}, "tell_waiters": {"waiter"}},
     ),
+    "finish of one that another waits for": Scenario(
+        """select * from pgsched.finish({worker}, (select jsonb_build_array(jsonb_build_object('job_id', r.job_id, 'claim_id', r.claim_id, 'outcome', 'succeeded'))
+            from pgsched.running r where r.worker_id = {worker} and exists (select from pgsched.dependency d where d.depends_on_id = r.job_id)
+            order by r.job_id limit 1), '"""
+        + LANES
+        + '"max_jobs": 1, "only_new": true}}\')',
+        {"hand_over": {"dependency", "waiting", "job", "ready"}, "claim_as": {"ready", "job"}},
+    ),
     "finish of claims that are over": Scenario(
         """select * from pgsched.finish({worker}, (select jsonb_agg(
             jsonb_build_object('job_id', f.job_id, 'claim_id', f.claim_id + f.job_id % 2, 'outcome', 'succeeded'))

@@ -2,7 +2,7 @@
 -- of entry. `want`: {"lanes": [{"queue": "mail", "priority": 5}, ...], "max_jobs": 100, "free_slots": 100}.
 -- The first `free_slots` jobs begin with the claim (started_at is set, and their expiry is over); the rest are only held.
 --
--- Answers one row a job: lane (its index in `lanes`, from 0), its position there, and what is needed to run it. Each
+-- Answers one row a job: lane (its index in `lanes`, from 0), its position there (null: handed over, see finish), and what is needed to run it. Each
 -- job returned has exactly one row in running, under a claim_id that is new and never repeats. A row without job_id is
 -- a note: extra {"again": true} says that jobs were met that are not among the answer, so "nothing came" does not mean
 -- "nothing is there"; {"not_before": time} says that no claims are given out before then.
@@ -35,11 +35,35 @@ declare
 begin
     select * into me from session_of(worker_id);
     perform force_durable();
+    perform check_want(want);
     return query
     select * from claim_as($1, me.session_no, me.epoch, me.not_before, me.tasks, want);
 end
 $$;
 comment on function claim(bigint, jsonb) is 'Claims ready jobs for the calling worker, best first.';
+
+-- Refuses what is no proper `want` (see claim).
+create or replace function check_want(want jsonb) returns void
+language plpgsql immutable
+set search_path from current
+as $$
+begin
+    if jsonb_typeof(want -> 'lanes') is distinct from 'array'
+        or (want @? '$.lanes[*] ? (!(@.queue.type() == "string" && @.priority.type() == "number"
+            && @.priority.floor() == @.priority && @.priority >= 0 && @.priority <= 9))') is not false
+        or whole_number(want -> 'max_jobs', 0) is false or whole_number(want -> 'free_slots', 0) is false then
+        perform refuse('PGS09', 'claim: want must have an array "lanes" of queues and priorities, and whole numbers "max_jobs" and "free_slots" of at least 0',
+            'For example {"lanes": [{"queue": "mail", "priority": 5}], "max_jobs": 10}.');
+    end if;
+end
+$$;
+comment on function check_want(jsonb) is 'Refuses what claim() cannot understand (internal).';
+
+-- A claim's number: new each time, and larger than all before, also those of an earlier epoch.
+create or replace function new_claim_id(epoch bigint) returns bigint
+language sql volatile
+return (epoch << 44) | nextval('claim_number');
+comment on function new_claim_id(bigint) is 'A claim''s number, new each time (internal).';
 
 -- The claim itself, for a session that is proven. (Its plans are pinned by the settings of the functions that call it.)
 create or replace function claim_as(the_worker bigint, session_no integer, epoch bigint, not_before timestamptz, tasks text[], want jsonb)
@@ -66,13 +90,6 @@ declare
     swept boolean;
     again boolean := false;
 begin
-    if jsonb_typeof(want -> 'lanes') is distinct from 'array'
-        or (want @? '$.lanes[*] ? (!(@.queue.type() == "string" && @.priority.type() == "number"
-            && @.priority.floor() == @.priority && @.priority >= 0 && @.priority <= 9))') is not false
-        or whole_number(want -> 'max_jobs', 0) is false or whole_number(want -> 'free_slots', 0) is false then
-        perform refuse('PGS09', 'claim: want must have an array "lanes" of queues and priorities, and whole numbers "max_jobs" and "free_slots" of at least 0',
-            'For example {"lanes": [{"queue": "mail", "priority": 5}], "max_jobs": 10}.');
-    end if;
     room := coalesce(nullif(want -> 'max_jobs', 'null')::integer, 1);
     slots := coalesce(nullif(want -> 'free_slots', 'null')::integer, room);
     suspect := coalesce(want -> 'suspects' = 'false', false);
@@ -117,7 +134,7 @@ begin
                 limit room - (doubtful is not null)::integer
                 for update skip locked) || doubtful)
             returning "position", job_id, queue, expires_at, attempt + 1 as attempt, lost_attempts,
-                (epoch << 44) | nextval('claim_number') as claim_id
+                new_claim_id(epoch) as claim_id
         ),
         entered as (
             insert into running (job_id, claim_id, attempt, lost_attempts, worker_id, session_no, queue, expires_at, claimed_at, started_at)
@@ -141,10 +158,7 @@ begin
         -- what drop_unrunnable() has moved is out of running and left out here.
         return query
         select a_lane.n, u."position", u.job_id, u.claim_id, u.attempt, j.task, j.args, j.timeout,
-            case when u.lost_attempts > 0 or j.takes_results or j.tick_at is not null then
-                nullif(case when u.lost_attempts > 0 then jsonb_build_object('lost_attempts', u.lost_attempts) else '{}' end
-                    || coalesce(case when j.takes_results then inputs_of(j.id) end, '{}')
-                    || case when j.tick_at is not null then jsonb_build_object('tick_at', j.tick_at) else '{}' end, '{}') end
+            beside(j.id, u.lost_attempts, j.takes_results, j.tick_at)
         from unnest(positions, jobs, claims, attempts, losses) u ("position", job_id, claim_id, attempt, lost_attempts)
             join job j on j.id = u.job_id
         where (tasks is null or j.task = any (tasks))

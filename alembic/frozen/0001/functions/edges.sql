@@ -342,3 +342,12 @@ begin
 end
 $$;
 comment on function inputs_of(bigint) is 'What a job gets of the results of those that it depends on (internal).';
+
+-- What a claim says beside the job's own columns, null where there is nothing.
+create or replace function beside(the_job bigint, lost_attempts integer, takes_results boolean, tick_at timestamptz) returns jsonb
+language sql stable
+return case when lost_attempts > 0 or takes_results or tick_at is not null then
+    nullif(case when lost_attempts > 0 then jsonb_build_object('lost_attempts', lost_attempts) else '{}' end
+        || coalesce(case when takes_results then inputs_of(the_job) end, '{}')
+        || case when tick_at is not null then jsonb_build_object('tick_at', tick_at) else '{}' end, '{}') end;
+comment on function beside(bigint, integer, boolean, timestamptz) is 'What a claim says beside the job''s own columns (internal).';

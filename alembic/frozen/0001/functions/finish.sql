@@ -233,6 +233,7 @@ comment on function since_own_end(bigint) is 'The last claim of a job that its h
 --   rolled_back  nothing changed: see settle
 --   stale        this claim is not (or no longer) this worker's: nothing changed
 -- With want {"only_new": true} it claims only where what has ended here has made something ready.
+-- What waited for the one success of this call and for nothing else comes along without a position (see hand_over).
 -- A row without a verdict and a job is a note, as in claim: extra {"release": true} says that others wait for what has ended
 -- here, so that it is worth while to call release() at once.
 -- So it is idempotent, and it raises for no job of a batch. Durable whatever the role's default.
@@ -257,6 +258,9 @@ declare
     verdicts text[];
     woken text[];
     taken integer;
+    claimed integer;
+    handed bigint;
+    room integer;
 begin
     select * into me from session_of(worker_id);
     perform force_durable();
@@ -265,7 +269,14 @@ begin
             'For example [{"job_id": 1, "claim_id": 17592186044417, "outcome": "succeeded"}].');
     end if;
     if want <> 'null' then
+        perform check_want(want);
+        room := coalesce(nullif(want -> 'max_jobs', 'null')::integer, 1);
         perform set_config('pgsched.woken', '{}', true);
+        if (clock_timestamp() < me.not_before) is not true then
+            -- (See tell_dependents: what it lets run may be claimed there and then.)
+            perform set_config('pgsched.taker', jsonb_build_object('worker_id', $1, 'session_no', me.session_no, 'epoch', me.epoch,
+                'lanes', want -> 'lanes', 'room', least(room, coalesce(nullif(want -> 'free_slots', 'null')::integer, room)))::text, true);
+        end if;
     end if;
     select array_agg(s.job_id), array_agg(s.claim_id), array_agg(s.verdict) into jobs, claims, verdicts
     from settle($1, results) s;
@@ -299,19 +310,33 @@ begin
     end if;
     if want <> 'null' then
         woken := current_setting('pgsched.woken')::text[];
-        perform set_config('pgsched.woken', '', true);
-        taken := 0;
-        if woken <> '{}' or want -> 'only_new' is distinct from 'true' then
+        handed := nullif(current_setting('pgsched.taker', true), '')::jsonb -> 'job';
+        perform set_config('pgsched.woken', '', true), set_config('pgsched.taker', '', true);
+        taken := (handed is not null)::integer;
+        if handed is not null then
+            return query
+            select null::text,
+                (
+                    select l.n::integer - 1 from jsonb_array_elements(want -> 'lanes') with ordinality l (lane, n)
+                    where l.lane ->> 'queue' = j.queue and (l.lane -> 'priority')::smallint = j.priority
+                    limit 1),
+                null::bigint, r.job_id, r.claim_id, r.attempt, j.task, j.args, j.timeout, beside(j.id, 0, j.takes_results, j.tick_at)
+            from running r join job j on j.id = r.job_id
+            where r.job_id = handed;
+        end if;
+        if taken < room and (woken <> '{}' or want -> 'only_new' is distinct from 'true') then
             return query
             select null::text, c.lane, c."position", c.job_id, c.claim_id, c.attempt, c.task, c.args, c.timeout, c.extra
-            from claim_as($1, me.session_no, me.epoch, me.not_before, me.tasks, want) c;
-            get diagnostics taken = row_count;
+            from claim_as($1, me.session_no, me.epoch, me.not_before, me.tasks, case when taken = 0 then want else want || jsonb_build_object(
+                'max_jobs', room - taken, 'free_slots', greatest(0, coalesce(nullif(want -> 'free_slots', 'null')::integer, room) - taken)) end) c;
+            get diagnostics claimed = row_count;
+            taken := taken + claimed;
         end if;
         if woken <> '{}' then
             -- (Where it has taken less than it may, nothing is left in its lanes that it could see. Others look when they poll.)
             perform wake(array(
                 select q from unnest(woken) q
-                where taken >= coalesce(nullif(want -> 'max_jobs', 'null')::integer, 1)
+                where taken >= room
                     or not exists (select from jsonb_array_elements(want -> 'lanes') l where l ->> 'queue' = q)));
         end if;
     end if;

@@ -12,6 +12,7 @@ declare
     few constant integer := 32;
     most_parents constant integer := 256;
     parents bigint[];
+    succeeded boolean;
     children bigint[];
 begin
     if (select true from subtask_made limit 1) then
@@ -25,8 +26,12 @@ begin
         insert into release_check (ended_id) select e.job_id from ended e;
         return null;
     end if;
-    parents := array(select e.job_id from ended e where (select true from dependency d where d.depends_on_id = e.job_id limit 1));
-    if parents = '{}' then
+    select array_agg(e.job_id), bool_and(e.state = 'succeeded') into parents, succeeded
+    from ended e where (select true from dependency d where d.depends_on_id = e.job_id limit 1);
+    if parents is null then
+        return null;
+    end if;
+    if succeeded and cardinality(parents) = 1 and hand_over(parents[1]) then
         return null;
     end if;
     -- (Of so many that end at once the releaser takes care: here each edge would be compared with each of them.)
