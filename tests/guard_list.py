@@ -561,7 +561,7 @@ GUARDS = [
         "sql/functions/hand_over.sql",
         "and (select count(*) from (select from dependency d where d.job_id = one.id limit 2) d) = 1",
         "and true",
-        "tests/races/test_hand_over.py::test_what_waits_for_another_too_or_with_others_is_decided_by_its_edges",
+        "tests/races/test_hand_over.py::test_what_waits_for_another_too_is_not_handed_over",
     ),
     Guard(
         "what is ready already is not overtaken",

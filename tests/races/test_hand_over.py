@@ -120,8 +120,18 @@ def test_one_call_hands_over_one_and_claims_the_rest_that_it_may(connection: Any
     assert sorted(row["job_id"] for row in came) == [second, other]
 
 
-def test_what_waits_for_another_too_or_with_others_is_decided_by_its_edges(connection: Any, steps: Steps) -> None:
-    """Two edges; two dependents; an edge that a success does not meet."""
+def test_what_waits_for_another_too_is_not_handed_over(connection: Any, steps: Steps) -> None:
+    first, held = enqueue(connection, 2)
+    both = after(connection, first, held)
+    claims = {claim["job_id"]: claim for claim in steps.claim()}
+    assert finish_and_claim(steps, claims[first]) == []
+    assert places(connection)[both] == "waiting"
+    assert steps.finish(claims[held], outcome="failed", reason="x") == ["accepted"]
+    release_all(connection)
+    assert places(connection)[both] == "skipped"
+
+
+def test_where_several_wait_or_a_success_does_not_meet_the_edge_the_edges_decide(connection: Any, steps: Steps) -> None:
     first, held = enqueue(connection, 2)
     both = after(connection, first, held)
     one, two = after(connection, first), after(connection, first)
