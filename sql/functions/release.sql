@@ -6,8 +6,8 @@
 --
 -- It is level-triggered: an event only says where to look, and stays until what it is about is settled. Each line is a statement
 -- of its own, and sees what was committed before it:
---   1. the next events; of ends, the jobs that wait for them (of one with many, some: another event stands for the rest)
---   2. the ended jobs are locked (for key share: who retries one waits), and their outcomes written on the edges
+--   1. the next events; the ended jobs are locked (for key share: who retries one waits)
+--   2. the jobs that wait for an end (of one with many, some: another event stands for the rest); outcomes are written on the edges
 --   3. which events are settled is found before, not after, the decision: what comes in between keeps them
 --   4. every waiting job that an event is about is locked, not only those whose edge was just written
 --   5. the decision, from the edges alone
@@ -23,10 +23,12 @@ set enable_bitmapscan = off
 set enable_sort = off
 set enable_hashjoin = off
 set enable_mergejoin = off
+set enable_memoize = off
 set jit = off
 set plan_cache_mode = force_generic_plan
 as $$
 declare
+    many constant integer := 8;
     first bigint;
     until bigint;
     events bigint[];
@@ -36,10 +38,15 @@ declare
     pair_events bigint[];
     pair_ended bigint[];
     pair_jobs bigint[];
+    pair_edges tid[];
+    pair_conditions text[];
     held bigint[];
+    states text[];
     settled bigint[];
     candidates bigint[];
     locked bigint[];
+    left_out bigint[];
+    again bigint[];
     below bigint[];
     moved record;
     resumed record;
@@ -71,13 +78,17 @@ begin
         perform setval('release_at', until + 2);
         return '{"ready": 0, "ended": 0, "more": true, "kept": 0}';
     end if;
-    -- (The lateral subquery runs once for each event, in their order: the plan has no other choice.)
-    select array_agg(p.event), array_agg(p.ended_id), array_agg(p.job_id) into pair_events, pair_ended, pair_jobs
+    select array_agg(f.job_id), array_agg(f.state) into held, states
+    from (select f.job_id, f.state from finished f where f.job_id = any (ended) for key share skip locked) f;
+    -- (The lateral subquery runs once for each event, in their order: the plan has no other choice. An edge that says how its
+    -- job has ended need not be found again.)
+    select array_agg(p.event), array_agg(p.ended_id), array_agg(p.job_id), array_agg(p.edge), array_agg(p.condition)
+    into pair_events, pair_ended, pair_jobs, pair_edges, pair_conditions
     from (
-        select e.event, e.ended_id, d.job_id
+        select e.event, e.ended_id, d.*
         from unnest(events, ended, aboves) e (event, ended_id, above)
             cross join lateral (
-                select d.job_id from dependency d
+                select d.job_id, case when d.outcome is null then d.ctid end as edge, d.condition from dependency d
                 where d.depends_on_id = e.ended_id and d.job_id > e.above
                 order by d.job_id
                 limit n
@@ -92,15 +103,13 @@ begin
         events := events[:array_position(events, pair_events[n])];
     end if;
 
-    held := array(select f.job_id from finished f where f.job_id = any (ended) for key share skip locked);
-    perform write_outcomes(array(select u.job_id from unnest(pair_jobs, pair_ended) u (job_id, ended_id) where u.ended_id = any (held)),
-        array(select u.ended_id from unnest(pair_jobs, pair_ended) u (job_id, ended_id) where u.ended_id = any (held)));
-
+    again := write_outcomes(pair_edges, pair_jobs, pair_ended, held, states);
     -- (An end stays where somebody holds it, who may bring the job back; where there is none the job runs again, and will end again.)
     settled := settled_looks(events, looks) || array(
         select e.event
         from unnest(events, ended) e (event, ended_id)
-        where e.ended_id is not null and (e.ended_id = any (held) or (select true from finished f where f.job_id = e.ended_id) is null));
+        where e.ended_id is not null
+            and ((e.ended_id in (select unnest(held))) is true or (select true from finished f where f.job_id = e.ended_id) is null));
     if is_full and pair_events[n] = any (settled) then
         insert into release_check (ended_id, above) values (pair_ended[n], pair_jobs[n]);
     end if;
@@ -111,36 +120,50 @@ begin
         where w.job_id = any (candidates) and w.reason || '' = 'dependencies'
         for update skip locked);
     -- Whom or whose edge somebody holds, is looked at again.
-    insert into release_check (look_at_id)
-    select distinct w.job_id from waiting w
-    where w.job_id = any (candidates) and w.reason || '' = 'dependencies' and w.job_id <> all (locked)
-    union
-    select u.job_id
-    from unnest(pair_jobs, pair_ended) u (job_id, ended_id)
-        cross join lateral (
-            select from dependency d where d.job_id = u.job_id and d.depends_on_id = u.ended_id and d.outcome is null offset 0
-        ) d
-    where u.ended_id = any (held);
+    left_out := array(select distinct c from unnest(candidates) c where (c in (select unnest(locked))) is not true);
+    if left_out <> '{}' then
+        again := again || array(select w.job_id from waiting w where w.job_id = any (left_out) and w.reason || '' = 'dependencies');
+    end if;
+    if again <> '{}' then
+        insert into release_check (look_at_id) select distinct a from unnest(again) a;
+    end if;
 
     select * into resumed from resume_parked(array_remove(looks, null), n);
+    -- What needs all of its dependencies, and has got nothing but successes of many at once, is not decided over while it waits for
+    -- another: each chunk would read all of its edges. (Whatever else came was an event of its own, which has it decided over.)
+    left_out := array(
+        select u.job_id
+        from unnest(pair_jobs, pair_ended, pair_edges, pair_conditions) u (job_id, ended_id, edge, condition)
+        group by u.job_id
+        having count(*) >= many and bool_and(
+            u.edge is not null and u.condition = 'success'
+            and (u.ended_id in (select h.id from unnest(held, states) h (id, state) where h.state = 'succeeded')) is true)
+        except select unnest(looks));
+    if left_out <> '{}' then
+        left_out := lack_an_end(left_out);
+        locked := array(select l from unnest(locked) l where (l in (select unnest(left_out))) is not true);
+    end if;
     select * into moved from carry_out(locked);
     -- What has ended without running has dependents, too: on down, level by level, as far as one call should go. (Their events
     -- are there, and stay for the next one: this only saves it a call for each level.)
     below := moved.ended_jobs;
     while below <> '{}' and moved.ended < n loop
-        select array_agg(p.ended_id), array_agg(p.job_id) into pair_ended, pair_jobs
+        select array_agg(p.ended_id), array_agg(p.job_id), array_agg(p.edge) into pair_ended, pair_jobs, pair_edges
         from (
-            select b.id as ended_id, d.job_id
+            select b.id as ended_id, d.job_id, d.edge
             from unnest(below) b (id)
-                cross join lateral (select d.job_id from dependency d where d.depends_on_id = b.id order by d.job_id limit n) d
+                cross join lateral (
+                    select d.job_id, d.ctid as edge from dependency d where d.depends_on_id = b.id order by d.job_id limit n
+                ) d
             limit n
         ) p;
         locked := array(
             select w.job_id from waiting w
             where w.job_id = any (pair_jobs) and w.reason || '' = 'dependencies'
             for update skip locked);
-        perform write_outcomes(array_agg(u.job_id), array_agg(u.ended_id))
-        from unnest(pair_jobs, pair_ended) u (job_id, ended_id) where u.job_id = any (locked);
+        select array_agg(f.job_id), array_agg(f.state) into held, states from finished f where f.job_id = any (below);
+        perform write_outcomes(array_agg(u.edge), array_agg(u.job_id), array_agg(u.ended_id), held, states)
+        from unnest(pair_edges, pair_jobs, pair_ended) u (edge, job_id, ended_id) where (u.job_id in (select unnest(locked))) is true;
         select moved.became_ready + c.became_ready, moved.ended + c.ended, c.ended_jobs into moved.became_ready, moved.ended, below from carry_out(locked) c;
     end loop;
     delete from release_check where id = any (settled);
@@ -153,27 +176,54 @@ end
 $$;
 comment on function release(integer) is 'Decides over jobs that wait for dependencies: they become ready, or end without running.';
 
--- Writes how jobs ended on edges that do not say so yet, as far as nobody holds them. `jobs` and `ended`: the edges. The
--- caller holds the rows of finished.
-create or replace function write_outcomes(jobs bigint[], ended bigint[]) returns void
+-- Writes how jobs ended on edges that do not say so yet, as far as nobody holds them: that are those at `edges` (null: no edge), from
+-- `jobs` to `ended`. (An edge that was moved meanwhile is not met by its place, which may have become that of another.) `held`,
+-- `states`: ended jobs, whose rows in finished the caller holds. Answers the jobs with edges that still say nothing.
+create or replace function write_outcomes(edges tid[], jobs bigint[], ended bigint[], held bigint[], states text[]) returns bigint[]
 language plpgsql
 set search_path from current
 as $$
+declare
+    a_state text;
+    places tid[];
+    froms bigint[];
+    tos bigint[];
+    written bigint;
+    silent bigint[] := '{}';
 begin
-    update dependency d
-    set outcome = (select f.state from finished f where f.job_id = d.depends_on_id)
-    where d.ctid = any (array(
-        select e.ctid
-        from unnest(jobs, ended) u (job_id, ended_id)
-            cross join lateral (
-                select d.ctid from dependency d
-                where d.job_id = u.job_id and d.depends_on_id = u.ended_id and d.outcome is null
-                for update skip locked
-            ) e));
+    for a_state in select distinct s from unnest(states) s loop
+        select array_agg(u.edge), array_agg(u.job_id), array_agg(u.ended_id) into places, froms, tos
+        from unnest(edges, jobs, ended) u (edge, job_id, ended_id)
+        where u.edge is not null and (u.ended_id in (select h.id from unnest(held, states) h (id, state) where h.state = a_state)) is true;
+        continue when places is null;
+        -- (Locked first, by a try: who cancels another job may hold an edge whose job he does not, and waits for that one next.)
+        update dependency d
+        set outcome = a_state
+        where d.ctid = any (array(
+            select e.ctid
+            from unnest(places, froms, tos) u (edge, job_id, ended_id)
+                cross join lateral (
+                    select d.ctid from dependency d
+                    where d.ctid = u.edge and d.job_id = u.job_id and d.depends_on_id = u.ended_id and d.outcome is null
+                    for update skip locked
+                ) e));
+        get diagnostics written = row_count;
+        if written < cardinality(places) then
+            silent := silent || array(
+                select u.job_id
+                from unnest(froms, tos) u (job_id, ended_id)
+                    cross join lateral (
+                        select from dependency d where d.job_id = u.job_id and d.depends_on_id = u.ended_id and d.outcome is null offset 0
+                    ) d);
+        end if;
+    end loop;
+    return silent;
 end
 $$;
-comment on function write_outcomes(bigint[], bigint[]) is 'Writes how jobs ended on edges that do not say so yet (internal).';
+comment on function write_outcomes(tid[], bigint[], bigint[], bigint[], text[]) is 'Writes how jobs ended on edges that do not say so yet (internal).';
 
+-- ("(... in ...) is true", here and elsewhere: by a hash, made once. With "= any" each would be compared with all, and a plain "in"
+-- is a join.)
 -- Which of these events of the kind "look at this job" are settled; outcomes that nobody had noticed are written. One is, when
 -- its job no longer waits for dependencies, or when each edge either has its outcome or leads to a job that has not ended and
 -- that nobody is ending at this moment: whoever ends that later sees the edge. That is known by its row, which is locked and
@@ -186,7 +236,9 @@ declare
     over bigint[];
     jobs bigint[];
     depends_on bigint[];
+    edges tid[];
     held bigint[];
+    states text[];
     alive bigint[];
     stopped bigint[];
     still bigint[];
@@ -197,16 +249,17 @@ begin
     over := array(
         select e.event from unnest(events, looks) e (event, job_id)
         where e.job_id is not null and (select true from waiting w where w.job_id = e.job_id and w.reason || '' = 'dependencies') is null);
-    select array_agg(u.job_id), array_agg(u.depends_on_id) into jobs, depends_on
+    select array_agg(u.ctid), array_agg(u.job_id), array_agg(u.depends_on_id) into edges, jobs, depends_on
     from (
-        select d.job_id, d.depends_on_id
+        select d.ctid, d.job_id, d.depends_on_id
         from (select distinct l from unnest(looks) l where l is not null) l (job_id)
-            cross join lateral (select d.job_id, d.depends_on_id from dependency d where d.job_id = l.job_id and d.outcome is null) d
+            cross join lateral (
+                select d.ctid, d.job_id, d.depends_on_id from dependency d where d.job_id = l.job_id and d.outcome is null offset 0
+            ) d
     ) u;
-    held := array(select f.job_id from finished f where f.job_id = any (depends_on) for key share skip locked);
-    -- ("(... in ...) is true": by a hash, made once. With "= any" each would be compared with all, and a plain "in" is a join.)
-    perform write_outcomes(array_agg(u.job_id), array_agg(u.id))
-    from unnest(jobs, depends_on) u (job_id, id) where (u.id in (select unnest(held))) is true;
+    select array_agg(f.job_id), array_agg(f.state) into held, states
+    from (select f.job_id, f.state from finished f where f.job_id = any (depends_on) for key share skip locked) f;
+    perform write_outcomes(edges, jobs, depends_on, held, states);
     begin
         alive := array(select r.job_id from running r where r.job_id = any (depends_on) for share skip locked);
         alive := alive

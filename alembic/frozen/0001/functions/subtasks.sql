@@ -74,6 +74,9 @@ declare
 begin
     became_ready := 0;
     ended := 0;
+    told := 0;
+    more := false;
+    kept := 0;
     held := array(
         select w.job_id from waiting w
         where w.job_id = any (jobs) and w.reason || '' = 'subtasks'
@@ -83,6 +86,9 @@ begin
         where w.job_id = any (jobs) and w.reason || '' = 'subtasks' and w.job_id <> all (held));
     -- (Who was told to stop makes no more: so its row need not be held.)
     stopping := array(select r.job_id from running r where r.job_id = any (jobs) and r.stop_reason = 'cancel' and r.subtasks > 0);
+    if held || again || stopping = '{}' then
+        return;
+    end if;
     -- A new statement: whatever ended before the event that led here is seen. What has ended stays so, so each look begins where
     -- the last one found the first that was open. (By job_parent alone: no equality lets another index give this order.)
     select coalesce(array_agg(p.job_id), '{}'), array_agg(o.id) into pending, firsts

@@ -14,6 +14,8 @@ declare
     parents bigint[];
     succeeded boolean;
     children bigint[];
+    ends bigint[];
+    states text[];
 begin
     if (select true from subtask_made limit 1) then
         insert into release_check (look_at_id)
@@ -46,18 +48,17 @@ begin
         ) c
         -- (Of one that waits for many, as far as it takes to know that: each of its dependencies would read all the others' edges.)
         where (
-            select count(*) <= few and bool_and(o.outcome is not null or o.depends_on_id = any (parents))
+            select count(*) <= few and bool_and(o.outcome is not null or (o.depends_on_id in (select unnest(parents))) is true)
             from (select x.outcome, x.depends_on_id from dependency x where x.job_id = c.id limit few + 1) o)) else '{}' end;
     if children <> '{}' then
         children := array(
             select w.job_id from waiting w
             where w.job_id = any (children) and w.reason || '' = 'dependencies'
             for update skip locked);
-        perform write_outcomes(array_agg(d.job_id), array_agg(d.depends_on_id))
+        select array_agg(e.job_id), array_agg(e.state) into ends, states from ended e;
+        perform write_outcomes(array_agg(d.ctid), array_agg(d.job_id), array_agg(d.depends_on_id), ends, states)
         from unnest(children) c (id) cross join lateral (
-            select d.job_id, d.depends_on_id from dependency d
-            where d.job_id = c.id and d.outcome is null and d.depends_on_id = any (parents)
-            offset 0) d;
+            select d.ctid, d.job_id, d.depends_on_id from dependency d where d.job_id = c.id and d.outcome is null offset 0) d;
         perform carry_out(children, only_met => true);
     end if;
     insert into release_check (ended_id)
