@@ -29,8 +29,12 @@ set plan_cache_mode = force_generic_plan
 as $$
 declare
     many constant integer := 8;
+    slow constant interval := '5 ms';
+    t timestamptz;
     first bigint;
     until bigint;
+    is_new boolean := false;
+    is_last boolean;
     events bigint[];
     ended bigint[];
     looks bigint[];
@@ -65,19 +69,28 @@ begin
     first := (select last_value - 1 from release_at);
     until := (select last_value - 1 from release_until);
     if first > until or first = 0 then
-        until := coalesce((select e.id from release_check e order by e.id desc limit 1), 0);
-        if until = 0 then
-            return '{"ready": 0, "ended": 0, "more": false, "kept": 0}';
-        end if;
-        first := 1;
+        is_new := true;
+        until := (select case when s.is_called then s.last_value else 0 end from release_check_id_seq s);
+        first := coalesce((select f.first_id from release_floor f where f.only_row and f.first_id <= until + 1), 1);
     end if;
 
+    t := clock_timestamp();
     select array_agg(e.id), array_agg(e.ended_id), array_agg(e.look_at_id), array_agg(e.above) into events, ended, looks, aboves
-    from (select * from release_check e where e.id between first and until order by e.id limit n) e;
-    if events is null then  -- (a pass that was rolled back may have read on; a crash may have set the sequences back)
-        perform setval('release_at', until + 2);
-        return '{"ready": 0, "ended": 0, "more": true, "kept": 0}';
+    from (select * from release_check e where e.id between first and until order by e.id limit n::bigint + 1) e;
+    if is_new and clock_timestamp() - t > slow then
+        perform raise_floor();
     end if;
+    if events is null then
+        if not is_new then  -- (a pass that was rolled back may have read on; a crash may have set the sequences back)
+            perform setval('release_at', until + 2);
+        end if;
+        return jsonb_build_object('ready', 0, 'ended', 0, 'more', not is_new, 'kept', 0);
+    end if;
+    is_last := cardinality(events) <= n;
+    looks := looks[:n];
+    ended := ended[:n];
+    aboves := aboves[:n];
+    events := events[:n];
     select array_agg(f.job_id), array_agg(f.state) into held, states
     from (select f.job_id, f.state from finished f where f.job_id = any (ended) for key share skip locked) f;
     -- (The lateral subquery runs once for each event, in their order: the plan has no other choice. An edge that says how its
@@ -133,10 +146,10 @@ begin
     -- another: each chunk would read all of its edges. (Whatever else came was an event of its own, which has it decided over.)
     left_out := array(
         select u.job_id
-        from unnest(pair_jobs, pair_ended, pair_edges, pair_conditions) u (job_id, ended_id, edge, condition)
+        from unnest(pair_jobs, pair_ended, pair_conditions) u (job_id, ended_id, condition)
         group by u.job_id
         having count(*) >= many and bool_and(
-            u.edge is not null and u.condition = 'success'
+            u.condition = 'success'
             and (u.ended_id in (select h.id from unnest(held, states) h (id, state) where h.state = 'succeeded')) is true)
         except select unnest(looks));
     if left_out <> '{}' then
@@ -168,9 +181,9 @@ begin
     end loop;
     delete from release_check where id = any (settled);
     perform setval('release_until', until + 1);
-    perform setval('release_at', events[cardinality(events)] + 2);
+    perform setval('release_at', case when is_last and not is_full then until else events[cardinality(events)] end + 2);
     return jsonb_build_object('ready', moved.became_ready + resumed.became_ready, 'ended', moved.ended + resumed.ended,
-        'more', is_full or resumed.more or events[cardinality(events)] < until or moved.ended + resumed.ended > 0,
+        'more', is_full or resumed.more or not is_last or moved.ended + resumed.ended > 0,
         'kept', cardinality(events) - cardinality(settled) + resumed.kept);
 end
 $$;
@@ -302,83 +315,3 @@ begin
 end
 $$;
 comment on function settled_looks(bigint[], bigint[]) is 'Which events of the kind "look at this job" are settled (internal).';
-
--- (Here and elsewhere: "reason || ''" serves no index, so that jobs are looked up by their numbers whatever the statistics say.)
--- Decides over these jobs, whose rows in waiting the caller holds, and carries it out; `only_met`: only over those that may run.
--- Answers how many became ready (or scheduled), and which ended.
-create or replace function carry_out(jobs bigint[], only_met boolean default false, out became_ready integer, out ended integer, out ended_jobs bigint[])
-language plpgsql
-set search_path from current
-as $$
-declare
-    t timestamptz := clock_timestamp();
-    met bigint[];
-    ids bigint[];
-    verdicts text[];
-    causes bigint[];
-    spared bigint[];
-    woken text[];
-begin
-    became_ready := 0;
-    ended_jobs := '{}';
-    select array_agg(d.job_id) filter (where d.verdict = 'met'), array_agg(d.job_id) filter (where d.verdict <> 'met'),
-        array_agg(d.verdict) filter (where d.verdict <> 'met'), array_agg(d.cause) filter (where d.verdict <> 'met')
-    into met, ids, verdicts, causes
-    from decide(jobs) d where d.verdict <> 'open';
-    -- (A subtask that is to end with its parent is not let run by the end of another one. It is looked at until it has ended.)
-    spared := end_with_parents(met);
-    if spared <> '{}' then
-        met := array(select m from unnest(met) m where m <> all (spared));
-        insert into release_check (look_at_id) select s from unnest(spared) s;
-    end if;
-    if met <> '{}' then
-        with gone as (
-            delete from waiting w
-            where w.reason || '' = 'dependencies' and w.job_id = any (met) and (w.run_at > t) is not true
-            returning w.job_id, w.queue, w.expires_at, w.attempt, w.lost_attempts
-        ), moved as (
-            insert into ready (queue, priority, job_id, expires_at, attempt, lost_attempts)
-            select g.queue, coalesce((select j.priority from job j where j.id = g.job_id), 5), g.job_id, g.expires_at, g.attempt, g.lost_attempts
-            from gone g
-            on conflict (queue, job_id) do nothing
-            returning queue
-        )
-        select count(*), array_agg(distinct queue), (select count(*) from gone) into became_ready, woken, ended from moved;
-        if ended < cardinality(met) then
-            update waiting w
-            set reason = 'scheduled'
-            where w.run_at > t and w.reason || '' = 'dependencies' and w.job_id = any (met);
-            get diagnostics ended = row_count;
-            became_ready := became_ready + ended;
-        end if;
-        perform wake(woken);
-    end if;
-    if ids is not null and not only_met then
-        with gone as (
-            delete from waiting w
-            where w.reason || '' = 'dependencies' and w.job_id = any (ids)
-            returning w.job_id, w.queue, w.attempt
-        ), freed as (
-            delete from job_key where job_id = any (array(select g.job_id from gone g))
-        ), ends as (
-            insert into finished (job_id, queue, state, reason, attempt, finished_at, cause_job_id)
-            select g.job_id, g.queue, u.verdict,
-                end_by_cause(u.cause, (select d.outcome from dependency d where d.job_id = g.job_id and d.depends_on_id = u.cause)),
-                g.attempt, t, u.cause
-            from gone g join unnest(ids, verdicts, causes) u (id, verdict, cause) on u.id = g.job_id
-            on conflict (job_id) do nothing
-            returning job_id
-        )
-        select coalesce(array_agg(job_id), '{}') into ended_jobs from ends;
-    end if;
-    ended := cardinality(ended_jobs);
-end
-$$;
-comment on function carry_out(bigint[], boolean) is 'Decides over jobs whose rows in waiting the caller holds, and carries it out (internal).';
-
--- Why a job has ended without running, in words.
-create or replace function end_by_cause(cause bigint, outcome text) returns text
-language sql stable
-return format('job %s, which it depends on, %s', cause,
-    case outcome when 'succeeded' then 'has succeeded' when 'failed' then 'has failed' when 'skipped' then 'was skipped' else 'was cancelled' end);
-comment on function end_by_cause(bigint, text) is 'Why a job has ended without running, in words (internal).';

@@ -132,6 +132,120 @@ def test_a_users_open_transaction_holds_up_its_own_job_alone(connection: Any, ot
     assert places(connection)[held] == "ready"
 
 
+def test_an_edge_that_somebody_holds_holds_up_its_own_job_alone(connection: Any, other: Any, steps: Steps) -> None:
+    """(R28) Who cancels another job may hold an edge whose job he does not."""
+    [p] = enqueue(connection)
+    held, free = child(connection, p), child(connection, p)
+    steps.claim()
+    other.execute("begin")
+    other.execute("select from pgsched.dependency where job_id = %s for update", (held,))
+    for session in (connection, steps.work):
+        session.execute("set lock_timeout = '2s'")
+    assert finish_running(steps, p) == "accepted"
+    release_some(connection)
+    assert (places(connection)[free], places(connection)[held]) == ("ready", "waiting")
+    other.execute("rollback")
+    release_all(connection)
+    assert places(connection)[held] == "ready"
+
+
+def test_an_edge_that_has_come_to_the_place_of_another_is_not_taken_for_it(connection: Any) -> None:
+    p, q = enqueue(connection, 2)
+    c, d = child(connection, p), child(connection, q)
+    [place] = connection.execute("select ctid::text from pgsched.dependency where job_id = %s", (d,)).fetchone()
+    call = "select pgsched.write_outcomes(array[%s]::tid[], array[%s::bigint], array[%s::bigint], array[%s::bigint], array['failed'])"
+    assert connection.execute(call, (place, c, p, p)).fetchone() == ([c],)
+    assert (edge(connection, c, p), edge(connection, d, q)) == (None, None)
+
+
+@pytest.mark.parametrize(("condition", "outcome"), [("success", "failed"), ("failure", "succeeded")])
+def test_a_job_with_many_dependencies_ends_with_the_first_that_it_cannot_have(connection: Any, steps: Steps, condition: str, outcome: str) -> None:
+    """Of one that needs all of them, nothing but their successes is read while another has not ended."""
+    parents = enqueue(connection, 50)
+    c = child(connection, *[(p, condition if p == parents[9] else "success") for p in parents])
+    release_all(connection)
+    claims = sorted(steps.claim(50), key=lambda row: row["job_id"])
+    steps.finish(*claims[:9])
+    steps.finish(*claims[10:20])
+    release_all(connection)
+    assert places(connection)[c] == "waiting"
+    steps.finish(*claims[20:30])
+    steps.finish(claims[9], outcome=outcome)
+    release_all(connection)
+    assert places(connection)[c] == "skipped"
+    steps.finish(*claims[30:])
+
+
+def test_a_job_with_many_dependencies_runs_when_the_last_has_ended(connection: Any, steps: Steps) -> None:
+    parents = enqueue(connection, 50)
+    c = child(connection, *parents)
+    claims = sorted(steps.claim(50), key=lambda row: -row["job_id"])  # (the oldest edge is the last that is written)
+    for some in (claims[:20], claims[20:49], claims[49:]):
+        assert places(connection)[c] == "waiting"
+        steps.finish(*some)
+        release_all(connection)
+    assert places(connection)[c] == "ready"
+
+
+def test_a_look_at_a_job_with_many_dependencies_is_not_lost_among_their_ends(connection: Any, steps: Steps) -> None:
+    parents = enqueue(connection, 50)
+    claims = sorted(steps.claim(50), key=lambda row: row["job_id"])
+    connection.execute("select pgsched.cancel(%s)", (parents[0],))
+    c = child(connection, *parents)  # (the look finds that the first one can only end as cancelled)
+    steps.finish(*claims[1:30])
+    release_all(connection)
+    assert places(connection)[c] == "cancelled"
+    steps.finish(claims[0], *claims[30:])
+
+
+def make_gone_events(connection: Any) -> int:
+    """So many events that are gone that it takes time to walk over them; the last one's id."""
+    connection.execute("insert into pgsched.release_check (look_at_id) select 1 from generate_series(1, 200000)")
+    [last] = connection.execute("select max(id) from pgsched.release_check").fetchone()
+    connection.execute("delete from pgsched.release_check where look_at_id = 1")
+    return int(last)
+
+
+def floor(connection: Any) -> int:
+    row = connection.execute("select first_id from pgsched.release_floor").fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def test_a_pass_begins_behind_events_that_are_gone_however_old_a_snapshot_is(connection: Any, other: Any, steps: Steps) -> None:
+    """(R35)"""
+    other.execute("begin isolation level repeatable read")
+    other.execute("select from pgsched.job limit 1")  # (now none of them can be removed)
+    [p] = enqueue(connection)
+    last = make_gone_events(connection)
+    release(connection)
+    assert floor(connection) == last + 1
+    c = child(connection, p)
+    steps.claim()
+    finish_running(steps, p)
+    release_all(connection)
+    assert places(connection)[c] == "ready"
+    other.execute("commit")
+
+
+def test_an_event_that_commits_late_with_a_low_number_is_not_below_the_floor(connection: Any, other: Any, steps: Steps) -> None:
+    """(R35)"""
+    [p] = enqueue(connection)
+    steps.claim()
+    finish_running(steps, p)
+    other.execute("begin")
+    c = child(other, p)
+    last = make_gone_events(connection)
+    release_some(connection)
+    assert floor(connection) <= 1
+    other.execute("commit")
+    release_all(connection)
+    assert places(connection)[c] == "ready"
+    release(connection)
+    make_gone_events(connection)
+    release_some(connection)
+    assert floor(connection) > last
+
+
 def test_a_second_end_is_a_second_event(connection: Any, steps: Steps) -> None:
     """(R31)"""
     p, q = enqueue(connection, 2)

@@ -188,6 +188,14 @@ select 'ids come from the sequence', max(j.id), format('job_id_seq stands at %s'
 from job j
 having max(j.id) > (select last_value from job_id_seq)
 union all
+select 'no event lies below the floor', coalesce(e.ended_id, e.look_at_id), format('event %s', e.id)
+from release_check e
+where e.id < (select f.first_id from release_floor f)
+union all
+select 'events come from the sequence', null, format('release_check_id_seq stands at %s, event %s is there', (select last_value from release_check_id_seq), max(e.id))
+from release_check e
+having max(e.id) > (select last_value from release_check_id_seq)
+union all
 select 'positions come from the sequence', null, format('ready_position_seq stands at %s, position %s is there', (select last_value from ready_position_seq), max(r."position"))
 from ready r
 having max(r."position") > (select last_value from ready_position_seq)

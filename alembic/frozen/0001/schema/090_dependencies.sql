@@ -66,6 +66,18 @@ comment on column release_check.ended_id is 'This job has ended, or can no longe
 comment on column release_check.above is 'Of the jobs that wait for ended_id those with larger ids: the others have been looked at.';
 comment on column release_check.look_at_id is 'This job has got edges whose other ends may have ended unseen: it is looked at.';
 
+create table release_floor (
+    only_row boolean primary key default true check (only_row),
+    first_id bigint not null,
+    until_id bigint,
+    writers text[]
+);
+comment on table release_floor is 'At most one row: where each pass of release() begins (see raise_floor).';
+comment on column release_floor.only_row is 'Always true: the table has one row.';
+comment on column release_floor.first_id is 'No event has a smaller id, and none ever will.';
+comment on column release_floor.until_id is 'The floor is on its way up to what is left of the events up to this one; null: it is not.';
+comment on column release_floor.writers is 'Transactions that may have drawn such an id: the floor waits for their end.';
+
 -- Where release() goes on reading: sequences, so that no dead rows are made. (Set by setval; 1 stands for the beginning. A
 -- sequence knows no rollback, so they say only in which order events are read, and nothing about what was done.)
 create sequence release_at as bigint cache 1;
