@@ -136,6 +136,7 @@ def test_an_edge_that_somebody_holds_holds_up_its_own_job_alone(connection: Any,
     """(R28) Who cancels another job may hold an edge whose job he does not."""
     [p] = enqueue(connection)
     held, free = child(connection, p), child(connection, p)
+    release_all(connection)
     steps.claim()
     other.execute("begin")
     other.execute("select from pgsched.dependency where job_id = %s for update", (held,))
