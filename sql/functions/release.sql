@@ -53,7 +53,10 @@ declare
     again bigint[];
     below bigint[];
     moved record;
-    resumed record;
+    parked_ready integer := 0;
+    parked_ended integer := 0;
+    parked_more boolean := false;
+    parked_kept integer := 0;
     is_full boolean := false;
 begin
     if n is null or n < 1 then
@@ -118,11 +121,14 @@ begin
 
     again := write_outcomes(pair_edges, pair_jobs, pair_ended, held, states);
     -- (An end stays where somebody holds it, who may bring the job back; where there is none the job runs again, and will end again.)
-    settled := settled_looks(events, looks) || array(
+    settled := array(
         select e.event
         from unnest(events, ended) e (event, ended_id)
         where e.ended_id is not null
             and ((e.ended_id in (select unnest(held))) is true or (select true from finished f where f.job_id = e.ended_id) is null));
+    if array_remove(looks, null) <> '{}' then
+        settled := settled || settled_looks(events, looks);
+    end if;
     if is_full and pair_events[n] = any (settled) then
         insert into release_check (ended_id, above) values (pair_ended[n], pair_jobs[n]);
     end if;
@@ -133,25 +139,28 @@ begin
         where w.job_id = any (candidates) and w.reason || '' = 'dependencies'
         for update skip locked);
     -- Whom or whose edge somebody holds, is looked at again.
-    left_out := array(select distinct c from unnest(candidates) c where (c in (select unnest(locked))) is not true);
-    if left_out <> '{}' then
+    if cardinality(locked) < cardinality(candidates) then
+        left_out := array(select distinct c from unnest(candidates) c where (c in (select unnest(locked))) is not true);
         again := again || array(select w.job_id from waiting w where w.job_id = any (left_out) and w.reason || '' = 'dependencies');
     end if;
     if again <> '{}' then
         insert into release_check (look_at_id) select distinct a from unnest(again) a;
     end if;
 
-    select * into resumed from resume_parked(array_remove(looks, null), n);
+    if array_remove(looks, null) <> '{}' then
+        select p.became_ready, p.ended, p.more, p.kept into parked_ready, parked_ended, parked_more, parked_kept
+        from resume_parked(array_remove(looks, null), n) p;
+    end if;
     -- What needs all of its dependencies, and has got nothing but successes of many at once, is not decided over while it waits for
     -- another: each chunk would read all of its edges. (Whatever else came was an event of its own, which has it decided over.)
-    left_out := array(
+    left_out := case when cardinality(pair_jobs) >= many then array(
         select u.job_id
         from unnest(pair_jobs, pair_ended, pair_conditions) u (job_id, ended_id, condition)
         group by u.job_id
         having count(*) >= many and bool_and(
             u.condition = 'success'
             and (u.ended_id in (select h.id from unnest(held, states) h (id, state) where h.state = 'succeeded')) is true)
-        except select unnest(looks));
+        except select unnest(looks)) end;
     if left_out <> '{}' then
         left_out := lack_an_end(left_out);
         locked := array(select l from unnest(locked) l where (l in (select unnest(left_out))) is not true);
@@ -182,9 +191,9 @@ begin
     delete from release_check where id = any (settled);
     perform setval('release_until', until + 1);
     perform setval('release_at', case when is_last and not is_full then until else events[cardinality(events)] end + 2);
-    return jsonb_build_object('ready', moved.became_ready + resumed.became_ready, 'ended', moved.ended + resumed.ended,
-        'more', is_full or resumed.more or not is_last or moved.ended + resumed.ended > 0,
-        'kept', cardinality(events) - cardinality(settled) + resumed.kept);
+    return jsonb_build_object('ready', moved.became_ready + parked_ready, 'ended', moved.ended + parked_ended,
+        'more', is_full or parked_more or not is_last or moved.ended + parked_ended > 0,
+        'kept', cardinality(events) - cardinality(settled) + parked_kept);
 end
 $$;
 comment on function release(integer) is 'Decides over jobs that wait for dependencies: they become ready, or end without running.';
@@ -222,11 +231,15 @@ begin
                 ) e));
         get diagnostics written = row_count;
         if written < cardinality(places) then
+            -- (Of rows: by equality it may be planned by the index of job_id alone, and read all edges of a job for each of them.)
             silent := silent || array(
                 select u.job_id
                 from unnest(froms, tos) u (job_id, ended_id)
                     cross join lateral (
-                        select from dependency d where d.job_id = u.job_id and d.depends_on_id = u.ended_id and d.outcome is null offset 0
+                        select from dependency d
+                        where (d.depends_on_id, d.job_id) >= (u.ended_id, u.job_id) and (d.depends_on_id, d.job_id) <= (u.ended_id, u.job_id)
+                            and d.outcome is null
+                        offset 0
                     ) d);
         end if;
     end loop;
@@ -256,9 +269,6 @@ declare
     stopped bigint[];
     still bigint[];
 begin
-    if array_remove(looks, null) = '{}' then
-        return '{}';
-    end if;
     over := array(
         select e.event from unnest(events, looks) e (event, job_id)
         where e.job_id is not null and (select true from waiting w where w.job_id = e.job_id and w.reason || '' = 'dependencies') is null);
