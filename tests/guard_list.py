@@ -552,9 +552,16 @@ GUARDS = [
     Guard(
         "the floor waits for whoever may have drawn a lower number (R35)",
         "sql/functions/release_floor.sql",
-        "known.writers := array(select event_writers());",
+        "known.writers := array(select event_writers()) || 'prepared'::text;",
         "known.writers := '{}';",
         "tests/races/test_release.py::test_an_event_that_commits_late_with_a_low_number_is_not_below_the_floor",
+    ),
+    Guard(
+        "the floor waits for who is prepared for two phases (R35)",
+        "sql/functions/release_floor.sql",
+        " || 'prepared'::text;",
+        ";",
+        "tests/races/test_release.py::test_an_event_whose_transaction_is_prepared_meanwhile_is_not_below_the_floor",
     ),
     Guard(
         "a pass begins behind events that are gone (R35)",

@@ -29,6 +29,7 @@ _PREFIX = "pgsched-test-"
 _ROOM = 2 * 2**30  # bytes: WAL (max_wal_size) and databases of a long campaign
 _SETTINGS = {
     "max_connections": "300",
+    "max_prepared_transactions": "5",
     "log_min_messages": "warning",
     "log_line_prefix": "%m [%p] %d ",
     "lc_messages": "C",

@@ -247,6 +247,28 @@ def test_an_event_that_commits_late_with_a_low_number_is_not_below_the_floor(con
     assert floor(connection) > last
 
 
+def test_an_event_whose_transaction_is_prepared_meanwhile_is_not_below_the_floor(connection: Any, other: Any, steps: Steps) -> None:
+    """
+    1  a child of a job that has ended is enqueued and not committed: its event has a low number
+    2  the releaser notes who may have drawn one
+    3  that transaction is prepared for a commit in two phases: its locks are there under another name
+    4  the releaser must not take it for ended
+    """
+    [p] = enqueue(connection)
+    steps.claim()
+    finish_running(steps, p)
+    other.execute("begin")
+    c = child(other, p)
+    make_gone_events(connection)
+    release(connection)
+    other.execute("prepare transaction 'late'")
+    release_some(connection)
+    assert floor(connection) <= 1
+    other.execute("commit prepared 'late'")
+    release_all(connection)
+    assert places(connection)[c] == "ready"
+
+
 def test_a_second_end_is_a_second_event(connection: Any, steps: Steps) -> None:
     """(R31)"""
     p, q = enqueue(connection, 2)
