@@ -36,7 +36,7 @@ from shapes import SHAPES
 from pgsched import embedded, migrate
 
 Seconds = dict[str, float]
-OURS, OUR_WORKER, BOSS, BOSS_BATCHES, BOSS_SINGLE = "ours", "our worker", "pg-boss", "pg-boss, batches", "pg-boss, single"
+SIDES = OURS, BOSS, OUR_WORKER, BOSS_BATCHES, BOSS_SINGLE = ["ours", "pg-boss", "worker", "pg-boss-batches", "pg-boss-single"]
 
 
 @contextlib.contextmanager
@@ -50,6 +50,11 @@ def fresh(server: str) -> Iterator[str]:
             c.execute("drop database run with (force)")
 
 
+def loops(shape: str, many: list[int]) -> int:
+    """How many loops of calls run it: the first number without edges, the second with edges, one for a chain."""
+    return {"flat": many[0], "chain": 1}.get(shape, many[1])
+
+
 def sides(given: argparse.Namespace, ours: str, theirs: str, boss: pg_boss.PgBoss | None) -> dict[str, Callable[[str, int], Seconds]]:
     """How each side is measured: by a shape and a number of jobs."""
 
@@ -57,7 +62,7 @@ def sides(given: argparse.Namespace, ours: str, theirs: str, boss: pg_boss.PgBos
         edges = SHAPES[shape]
         with fresh(ours) as dsn:
             migrate.upgrade(dsn)
-            return asyncio.run(by_calls(dsn, edges(given.warm), edges(n), 1 if shape == "chain" else given.sessions, given.batch))
+            return asyncio.run(by_calls(dsn, edges(given.warm), edges(n), loops(shape, given.sessions), given.batch))
 
     def worker(shape: str, n: int) -> Seconds:
         edges = SHAPES[shape]
@@ -65,12 +70,12 @@ def sides(given: argparse.Namespace, ours: str, theirs: str, boss: pg_boss.PgBos
             migrate.upgrade(dsn)
             return asyncio.run(by_worker(dsn, edges(given.warm), edges(n), given.concurrency))
 
-    def of_boss(way: str, loops: int, batch: int) -> Callable[[str, int], Seconds]:
+    def of_boss(way: str, many: list[int], batch: int) -> Callable[[str, int], Seconds]:
         def measure(shape: str, n: int) -> Seconds:
             assert boss is not None
             edges = SHAPES[shape]
             order: dict[str, Any] = {"way": way, "batch": batch, "wake": given.boss_wake, "small": edges(given.warm), "edges": edges(n)}
-            order["loops"] = 1 if shape == "chain" and way == "calls" else loops
+            order["loops"] = loops(shape, many) if way == "calls" else many[0]
             with fresh(theirs) as dsn:
                 return boss.measure(dsn, order)
 
@@ -81,8 +86,8 @@ def sides(given: argparse.Namespace, ours: str, theirs: str, boss: pg_boss.PgBos
         all_[BOSS] = of_boss("calls", given.boss_loops, given.boss_batch)
     all_[OUR_WORKER] = worker
     if boss:
-        all_[BOSS_BATCHES] = of_boss("worker", given.boss_workers, given.boss_batch)
-        all_[BOSS_SINGLE] = of_boss("worker", given.boss_singles, 1)
+        all_[BOSS_BATCHES] = of_boss("worker", [given.boss_workers], given.boss_batch)
+        all_[BOSS_SINGLE] = of_boss("worker", [given.boss_singles], 1)
     return all_
 
 
@@ -96,7 +101,7 @@ def server(stack: contextlib.ExitStack) -> str:
 def measure(given: argparse.Namespace, boss: pg_boss.PgBoss | None) -> None:
     """Measure and print a table for each number of jobs."""
     with contextlib.ExitStack() as stack:
-        those = sides(given, server(stack), server(stack), boss)
+        those = {side: run for side, run in sides(given, server(stack), server(stack), boss).items() if side in given.sides}
         for n in given.jobs:
             rates: dict[tuple[str, str, str], list[float]] = defaultdict(list)
             for round_ in range(given.rounds):
@@ -112,7 +117,8 @@ def measure(given: argparse.Namespace, boss: pg_boss.PgBoss | None) -> None:
 
 def report(given: argparse.Namespace, n: int, rate: dict[tuple[str, str, str], float], boss: pg_boss.PgBoss | None) -> None:
     """Print the tables of so many jobs; a ratio is ours to theirs."""
-    print(f"\n{n:,} jobs, calls: {given.sessions} sessions and batches of {given.batch}; pg-boss {given.boss_loops} loops and batches of {given.boss_batch}\n")
+    ours, theirs = ("{} (flat) and {} (others)".format(*many) for many in (given.sessions, given.boss_loops))
+    print(f"\n{n:,} jobs, calls: {ours} sessions, batches of {given.batch}; pg-boss {theirs} loops, batches of {given.boss_batch}\n")
     table(
         given.shapes,
         [
@@ -151,6 +157,8 @@ def table(
     """Print a line for each shape: of each column the rate, or its ratio to another; without the columns of a side that is left out."""
     there = {(what, side) for what, _, side in rate}
     shown = [(head, of, to) for head, of, to in columns if of in there and (to is None or to in there)]
+    if not shown:
+        return
     print(f"| | {' | '.join(head for head, _, _ in shown)} |\n|---|{'---|' * len(shown)}")
     for shape in shapes:
         cells = []
@@ -166,11 +174,12 @@ def options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, nargs="+", default=[10_000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--warm", type=int, default=1000, help="jobs of the small run before")
-    parser.add_argument("--sessions", type=int, default=2, help="ours, calls")
+    parser.add_argument("--sessions", type=int, nargs=2, default=[2, 2], help="ours, calls: without edges, with edges")
     parser.add_argument("--batch", type=int, default=250, help="ours, calls")
     parser.add_argument("--concurrency", type=int, default=200, help="slots of our worker")
-    parser.add_argument("--boss-loops", type=int, default=4, help="pg-boss, calls")
+    parser.add_argument("--boss-loops", type=int, nargs=2, default=[4, 2], help="pg-boss, calls: without edges, with edges")
     parser.add_argument("--boss-batch", type=int, default=500, help="pg-boss, calls and batches")
     parser.add_argument("--boss-workers", type=int, default=4, help="loops of pg-boss's work() with batches")
     parser.add_argument("--boss-singles", type=int, default=20, help="loops of pg-boss's work() with single jobs")
