@@ -4,14 +4,15 @@
 
 It compares two ways of each side with the same of the other:
 
-calls   the queue alone: loops that ask for a batch of jobs and end it, without handlers (a chain: one loop). Ours are sessions of one
+calls   the queue alone: loops that ask for a batch of jobs and end it, without handlers. Ours are sessions of one
         Python process, which end a batch and claim the next in one call and release dependents where a note says so; pg-boss's
         are loops of fetch() and complete() in one Node process, and of resolveFlow() by hand where they find nothing.
 worker  a worker process with a handler for each job: ours, and pg-boss's work() with handlers of a batch and of single jobs.
 
 Each measurement is a process or sessions of its own on a database of its own, after a small run of the same kind (--warm jobs), and
-both sides take turns. It prints jobs a second, medians of the rounds, and ratios. pg-boss is installed by npm in a temporary folder,
-or taken from FOLDER; where that cannot be, it is left out. Figures of a shared machine: read the ratios.
+both sides take turns. A chain has one loop on each side. It prints jobs a second, medians of the rounds, and ratios, ours to theirs.
+pg-boss is installed by npm in a temporary folder, or taken from FOLDER; where that cannot be, it is left out. Figures of a shared
+machine: read the ratios.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def fresh(server: str) -> Iterator[str]:
 
 
 def loops(shape: str, many: list[int]) -> int:
-    """How many loops of calls run it: the first number without edges, the second with edges, one for a chain."""
+    """How many loops run it: the first number without edges, the second with edges, one for a chain."""
     return {"flat": many[0], "chain": 1}.get(shape, many[1])
 
 
@@ -75,7 +76,7 @@ def sides(given: argparse.Namespace, ours: str, theirs: str, boss: pg_boss.PgBos
             assert boss is not None
             edges = SHAPES[shape]
             order: dict[str, Any] = {"way": way, "batch": batch, "wake": given.boss_wake, "small": edges(given.warm), "edges": edges(n)}
-            order["loops"] = loops(shape, many) if way == "calls" else many[0]
+            order["loops"] = loops(shape, many)
             with fresh(theirs) as dsn:
                 return boss.measure(dsn, order)
 
@@ -86,8 +87,8 @@ def sides(given: argparse.Namespace, ours: str, theirs: str, boss: pg_boss.PgBos
         all_[BOSS] = of_boss("calls", given.boss_loops, given.boss_batch)
     all_[OUR_WORKER] = worker
     if boss:
-        all_[BOSS_BATCHES] = of_boss("worker", [given.boss_workers], given.boss_batch)
-        all_[BOSS_SINGLE] = of_boss("worker", [given.boss_singles], 1)
+        all_[BOSS_BATCHES] = of_boss("worker", [given.boss_workers] * 2, given.boss_batch)
+        all_[BOSS_SINGLE] = of_boss("worker", [given.boss_singles] * 2, 1)
     return all_
 
 
