@@ -143,6 +143,6 @@ async def _connect(dsn: str) -> Session:
 
 
 async def _row(session: Session, text: str, *values: Any) -> tuple[Any, ...]:
-    row = await (await session.execute(text, values)).fetchone()
+    row: tuple[Any, ...] | None = await (await session.execute(text, values)).fetchone()
     assert row is not None
     return row

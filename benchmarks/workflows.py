@@ -113,14 +113,14 @@ def measure(given: argparse.Namespace, boss: pg_boss.PgBoss | None) -> None:
                         rates["enqueue", shape, side].append(count / took["enqueue_s"])
                         rates["drain", shape, side].append(count / took["drain_s"])
                         print(f"{n} round {round_ + 1} {shape:8} {side:18} {count / took['drain_s']:10,.0f}/s", file=sys.stderr, flush=True)
-            report(given, n, {key: statistics.median(several) for key, several in rates.items()}, boss)
+            report(given, n, {key: statistics.median(several) for key, several in rates.items()})
 
 
-def report(given: argparse.Namespace, n: int, rate: dict[tuple[str, str, str], float], boss: pg_boss.PgBoss | None) -> None:
+def report(given: argparse.Namespace, n: int, rate: dict[tuple[str, str, str], float]) -> None:
     """Print the tables of so many jobs; a ratio is ours to theirs."""
     ours, theirs = ("{} (flat) and {} (others)".format(*many) for many in (given.sessions, given.boss_loops))
-    print(f"\n{n:,} jobs, calls: {ours} sessions, batches of {given.batch}; pg-boss {theirs} loops, batches of {given.boss_batch}\n")
     table(
+        f"{n:,} jobs, calls: {ours} sessions, batches of {given.batch}; pg-boss {theirs} loops, batches of {given.boss_batch}",
         given.shapes,
         [
             ("enqueue/s", ("enqueue", OURS), None),
@@ -133,11 +133,9 @@ def report(given: argparse.Namespace, n: int, rate: dict[tuple[str, str, str], f
         rate,
     )
     woken = "woken" if given.boss_wake else "polling"
-    print(
-        f"\n{n:,} jobs, worker: {given.concurrency} slots; pg-boss, {woken}, {given.boss_workers} loops and batches of {given.boss_batch}, "
-        f"{given.boss_singles} loops of single jobs\n"
-    )
     table(
+        f"{n:,} jobs, worker: {given.concurrency} slots; pg-boss, {woken}, {given.boss_workers} loops and batches of {given.boss_batch}, "
+        f"{given.boss_singles} loops of single jobs",
         given.shapes,
         [
             ("drain/s", ("drain", OUR_WORKER), None),
@@ -151,6 +149,7 @@ def report(given: argparse.Namespace, n: int, rate: dict[tuple[str, str, str], f
 
 
 def table(
+    title: str,
     shapes: list[str],
     columns: list[tuple[str, tuple[str, str], tuple[str, str] | None]],
     rate: dict[tuple[str, str, str], float],
@@ -160,6 +159,7 @@ def table(
     shown = [(head, of, to) for head, of, to in columns if of in there and (to is None or to in there)]
     if not shown:
         return
+    print(f"\n{title}\n")
     print(f"| | {' | '.join(head for head, _, _ in shown)} |\n|---|{'---|' * len(shown)}")
     for shape in shapes:
         cells = []
