@@ -1,100 +1,205 @@
-"""Run workflows of no-op jobs of five shapes with one worker process, beside the same number of jobs without any edge.
+"""Run workflows of no-op jobs of five shapes (see shapes.py) by pgsched and by pg-boss, each on a Postgres of its own.
 
-    python benchmarks/workflows.py [--jobs 10000] [--concurrency 200]
+    python benchmarks/workflows.py [--jobs 10000 100000] [--rounds 3] [--pg-boss FOLDER]
 
-flat: no edges; fan-out: one job, then all others; fan-in: all others, then one job; layers: 20 layers, each job with three
-dependencies in the layer above; chain: one after the other. It starts a Postgres of its own (fsync on, in a temporary folder) and
-prints jobs a second, enqueued in one call and drained, and ratios to flat in the same run. Figures of a shared machine: read the
-ratios.
+It compares two ways of each side with the same of the other:
+
+calls   the queue alone: loops that ask for a batch of jobs and end it, without handlers. Ours are sessions of one
+        Python process, which end a batch and claim the next in one call and release dependents where a note says so; pg-boss's
+        are loops of fetch() and complete() in one Node process, and of resolveFlow() by hand where they find nothing.
+worker  a worker process with a handler for each job: ours, and pg-boss's work() with handlers of a batch and of single jobs.
+
+Each measurement is a process or sessions of its own on a database of its own, after a small run of the same kind (--warm jobs), and
+both sides take turns. A chain has one loop on each side. It prints jobs a second, medians of the rounds, and ratios, ours to theirs.
+pg-boss is installed by npm in a temporary folder, or taken from FOLDER; where that cannot be, it is left out. Figures of a shared
+machine: read the ratios.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import contextlib
+import statistics
+import sys
 import tempfile
-import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
+from drains import by_calls, by_worker
+from peers import pg_boss
+from psycopg.conninfo import make_conninfo
+from shapes import SHAPES
 
-import pgsched
 from pgsched import embedded, migrate
-from pgsched.worker import Settings, Worker
 
-app = pgsched.App("bench")
-LAYERS = 20
-
-
-@app.task
-async def nothing() -> None:
-    pass
+Seconds = dict[str, float]
+SIDES = OURS, BOSS, OUR_WORKER, BOSS_BATCHES, BOSS_SINGLE = ["ours", "pg-boss", "worker", "pg-boss-batches", "pg-boss-single"]
 
 
-def shapes(n: int) -> dict[str, list[list[int]]]:
-    """For each shape the dependencies of each job, as positions."""
-    width = n // LAYERS
-    layered = [[] if i < width else [(i // width - 1) * width + (i * 7 + k * 131) % width for k in range(3)] for i in range(width * LAYERS)]
-    return {
-        "flat": [[] for _ in range(n)],
-        "fan-out": [[], *([0] for _ in range(n - 1))],
-        "fan-in": [*([] for _ in range(n - 1)), list(range(n - 1))],
-        "layers": [sorted(set(on)) for on in layered],
-        "chain": [[i - 1] if i else [] for i in range(n)],
-    }
+@contextlib.contextmanager
+def fresh(server: str) -> Iterator[str]:
+    """The dsn of a new, empty database."""
+    with psycopg.connect(server, dbname="postgres", autocommit=True) as c:
+        c.execute("create database run")
+        try:
+            yield make_conninfo(server, dbname="run")
+        finally:
+            c.execute("drop database run with (force)")
 
 
-def enqueue(dsn: str, edges: list[list[int]]) -> float:
-    """Enqueue it in one call; the seconds."""
-    jobs = [
-        {"task": "nothing", "queue": "bench", "name": str(i)} | ({"depends_on": [{"name": str(on)} for on in ons]} if ons else {})
-        for i, ons in enumerate(edges)
-    ]
-    text = json.dumps({"name": "bench", "jobs": jobs})
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        began = time.perf_counter()
-        connection.execute("select pgsched.enqueue_workflow(%s)", (text,))
-        return time.perf_counter() - began
+def loops(shape: str, many: list[int]) -> int:
+    """How many loops run it: the first number without edges, the second with edges, one for a chain."""
+    return {"flat": many[0], "chain": 1}.get(shape, many[1])
 
 
-async def drain(concurrency: int) -> float:
-    """Run all that is there in one worker; the seconds."""
-    worker = Worker(app, Settings(concurrency=concurrency))
-    began = time.perf_counter()
-    running = asyncio.create_task(worker.run())
-    async with await psycopg.AsyncConnection.connect(app.client.dsn, autocommit=True) as c:
-        left = "select exists (select from pgsched.waiting) or exists (select from pgsched.ready) or exists (select from pgsched.running)"
-        while (await (await c.execute(left)).fetchone() or [True])[0]:
-            await asyncio.sleep(0.02)
-    took = time.perf_counter() - began
-    worker.stop()
-    await running
-    await app.aclose()
-    return took
+def sides(given: argparse.Namespace, ours: str, theirs: str, boss: pg_boss.PgBoss | None) -> dict[str, Callable[[str, int], Seconds]]:
+    """How each side is measured: by a shape and a number of jobs."""
+
+    def calls(shape: str, n: int) -> Seconds:
+        edges = SHAPES[shape]
+        with fresh(ours) as dsn:
+            migrate.upgrade(dsn)
+            return asyncio.run(by_calls(dsn, edges(given.warm), edges(n), loops(shape, given.sessions), given.batch))
+
+    def worker(shape: str, n: int) -> Seconds:
+        edges = SHAPES[shape]
+        with fresh(ours) as dsn:
+            migrate.upgrade(dsn)
+            return asyncio.run(by_worker(dsn, edges(given.warm), edges(n), given.concurrency))
+
+    def of_boss(way: str, many: list[int], batch: int) -> Callable[[str, int], Seconds]:
+        def measure(shape: str, n: int) -> Seconds:
+            assert boss is not None
+            edges = SHAPES[shape]
+            order: dict[str, Any] = {"way": way, "batch": batch, "wake": given.boss_wake, "small": edges(given.warm), "edges": edges(n)}
+            order["loops"] = loops(shape, many)
+            with fresh(theirs) as dsn:
+                return boss.measure(dsn, order)
+
+        return measure
+
+    all_: dict[str, Callable[[str, int], Seconds]] = {OURS: calls}
+    if boss:
+        all_[BOSS] = of_boss("calls", given.boss_loops, given.boss_batch)
+    all_[OUR_WORKER] = worker
+    if boss:
+        all_[BOSS_BATCHES] = of_boss("worker", [given.boss_workers] * 2, given.boss_batch)
+        all_[BOSS_SINGLE] = of_boss("worker", [given.boss_singles] * 2, 1)
+    return all_
+
+
+def server(stack: contextlib.ExitStack) -> str:
+    """The dsn of a Postgres of its own."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgsched-bench-")))
+    folder.chmod(0o755)
+    return stack.enter_context(embedded.start(folder / "data")).dsn
+
+
+def measure(given: argparse.Namespace, boss: pg_boss.PgBoss | None) -> None:
+    """Measure and print a table for each number of jobs."""
+    with contextlib.ExitStack() as stack:
+        those = {side: run for side, run in sides(given, server(stack), server(stack), boss).items() if side in given.sides}
+        for n in given.jobs:
+            rates: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+            for round_ in range(given.rounds):
+                for shape in given.shapes:
+                    for side, run in those.items():
+                        took = run(shape, n)
+                        count = len(SHAPES[shape](n))
+                        rates["enqueue", shape, side].append(count / took["enqueue_s"])
+                        rates["drain", shape, side].append(count / took["drain_s"])
+                        print(f"{n} round {round_ + 1} {shape:8} {side:18} {count / took['drain_s']:10,.0f}/s", file=sys.stderr, flush=True)
+            report(given, n, {key: statistics.median(several) for key, several in rates.items()})
+
+
+def report(given: argparse.Namespace, n: int, rate: dict[tuple[str, str, str], float]) -> None:
+    """Print the tables of so many jobs; a ratio is ours to theirs."""
+    ours, theirs = ("{} (flat) and {} (others)".format(*many) for many in (given.sessions, given.boss_loops))
+    table(
+        f"{n:,} jobs, calls: {ours} sessions, batches of {given.batch}; pg-boss {theirs} loops, batches of {given.boss_batch}",
+        given.shapes,
+        [
+            ("enqueue/s", ("enqueue", OURS), None),
+            ("pg-boss", ("enqueue", BOSS), None),
+            ("ratio", ("enqueue", OURS), ("enqueue", BOSS)),
+            ("drain/s", ("drain", OURS), None),
+            ("pg-boss", ("drain", BOSS), None),
+            ("ratio", ("drain", OURS), ("drain", BOSS)),
+        ],
+        rate,
+    )
+    woken = "woken" if given.boss_wake else "polling"
+    table(
+        f"{n:,} jobs, worker: {given.concurrency} slots; pg-boss, {woken}, {given.boss_workers} loops and batches of {given.boss_batch}, "
+        f"{given.boss_singles} loops of single jobs",
+        given.shapes,
+        [
+            ("drain/s", ("drain", OUR_WORKER), None),
+            ("pg-boss, batches", ("drain", BOSS_BATCHES), None),
+            ("ratio", ("drain", OUR_WORKER), ("drain", BOSS_BATCHES)),
+            ("pg-boss, single", ("drain", BOSS_SINGLE), None),
+            ("ratio", ("drain", OUR_WORKER), ("drain", BOSS_SINGLE)),
+        ],
+        rate,
+    )
+
+
+def table(
+    title: str,
+    shapes: list[str],
+    columns: list[tuple[str, tuple[str, str], tuple[str, str] | None]],
+    rate: dict[tuple[str, str, str], float],
+) -> None:
+    """Print a line for each shape: of each column the rate, or its ratio to another; without the columns of a side that is left out."""
+    there = {(what, side) for what, _, side in rate}
+    shown = [(head, of, to) for head, of, to in columns if of in there and (to is None or to in there)]
+    if not shown:
+        return
+    print(f"\n{title}\n")
+    print(f"| | {' | '.join(head for head, _, _ in shown)} |\n|---|{'---|' * len(shown)}")
+    for shape in shapes:
+        cells = []
+        for _, (what, side), to in shown:
+            value = rate[what, shape, side]
+            cells.append(f"{value:,.0f}" if to is None else f"{value / rate[to[0], shape, to[1]]:.2f}")
+        print(f"| {shape} | {' | '.join(cells)} |", flush=True)
+
+
+def options() -> argparse.Namespace:
+    """What is asked for. The defaults are what served each side best on two cores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, nargs="+", default=[10_000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
+    parser.add_argument("--warm", type=int, default=1000, help="jobs of the small run before")
+    parser.add_argument("--sessions", type=int, nargs=2, default=[2, 2], help="ours, calls: without edges, with edges")
+    parser.add_argument("--batch", type=int, default=250, help="ours, calls")
+    parser.add_argument("--concurrency", type=int, default=200, help="slots of our worker")
+    parser.add_argument("--boss-loops", type=int, nargs=2, default=[4, 2], help="pg-boss, calls: without edges, with edges")
+    parser.add_argument("--boss-batch", type=int, default=500, help="pg-boss, calls and batches")
+    parser.add_argument("--boss-workers", type=int, default=4, help="loops of pg-boss's work() with batches")
+    parser.add_argument("--boss-singles", type=int, default=20, help="loops of pg-boss's work() with single jobs")
+    parser.add_argument("--boss-wake", action=argparse.BooleanOptionalAction, default=True, help="wake pg-boss's loops instead of leaving them to poll")
+    parser.add_argument("--pg-boss", type=Path, metavar="FOLDER", help="where pg-boss is installed")
+    return parser.parse_args()
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=10_000)
-    parser.add_argument("--concurrency", type=int, default=200)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="pgsched-bench-") as folder:
-        Path(folder).chmod(0o755)
-        with embedded.start(Path(folder) / "data") as server:
-            migrate.upgrade(server.dsn)
-            app.use(server.dsn)
-            asyncio.run(drain(given.concurrency))  # (what is imported and planned once)
-            rows = {}
-            for name, edges in shapes(given.jobs).items():
-                enqueued = enqueue(server.dsn, edges)
-                rows[name] = (len(edges) / enqueued, len(edges) / asyncio.run(drain(given.concurrency)))
-    base = rows["flat"]
-    print(f"{given.jobs} no-op jobs, {given.concurrency} slots, one worker process\n")
-    print(f"{'':12}{'enqueue/s':>12}{'ratio':>8}{'drain/s':>12}{'ratio':>8}")
-    for name, (enqueued, drained) in rows.items():
-        print(f"{name:12}{enqueued:>12,.0f}{enqueued / base[0]:>8.2f}{drained:>12,.0f}{drained / base[1]:>8.2f}")
+    given = options()
+    with tempfile.TemporaryDirectory(prefix="pgsched-npm-") as folder:
+        try:
+            boss = pg_boss.PgBoss(given.pg_boss) if given.pg_boss else pg_boss.install(Path(folder))
+            print(f"beside {boss.version}")
+        except pg_boss.NotThereError as why:
+            boss = None
+            print(f"without pg-boss: {why}")
+        measure(given, boss)
 
 
 if __name__ == "__main__":
