@@ -438,6 +438,13 @@ GUARDS = [
         "tests/races/test_cancel.py::test_a_cancel_at_another_isolation_level_is_refused",
     ),
     Guard(
+        "a cancel goes down by what it holds",
+        "sql/functions/spread_cancel.sql",
+        "exit when cardinality(held_doomed) = cardinality(found_doomed);",
+        "exit;",
+        "tests/races/test_cancel.py::test_a_cancel_goes_no_further_down_where_another_ends_one_in_between",
+    ),
+    Guard(
         "a handler is cut off from its session when it ends",
         "pgsched/worker/attempt.py",
         "if left_open := not connection.cut_off():",

@@ -8,6 +8,7 @@ from typing import Any, LiteralString
 
 import psycopg
 import pytest
+from harness.graphs import release_all
 from harness.protocol import Blocked, Steps, enqueue, places
 
 
@@ -138,6 +139,36 @@ def test_whatever_is_reported_of_a_cancelled_job_it_ends_as_cancelled(worker: St
     connection.execute("select pgsched.cancel(%s, 'enough')", (job,))
     assert worker.finish(claim, outcome=outcome, after_s=1, reason="its own") == ["cancelled"]
     assert connection.execute("select state, reason, result from pgsched.finished").fetchone() == ("cancelled", "cancelled: enough", None)
+
+
+def test_a_cancel_goes_no_further_down_where_another_ends_one_in_between(dsn: str, connection: Any) -> None:
+    (head,) = enqueue(connection)
+    (expired,) = enqueue(connection, depends_on=[{"job": head}], expires_at="2001-01-01T00:00:00Z")
+    (below,) = enqueue(connection, depends_on=[{"job": expired}])
+    with psycopg.connect(dsn) as stager, psycopg.connect(dsn, autocommit=True) as canceller:
+        stager.execute("select pgsched.stage()")
+        waiting = Blocked(canceller, "select * from pgsched.cancel(%s)", (head,))
+        waiting.until_blocked(stager)
+        stager.commit()
+        assert waiting.result() == [(head, "ready")]
+    release_all(connection)
+    ends = connection.execute("select job_id, state, cause_job_id from pgsched.finished order by 1").fetchall()
+    assert ends == [(head, "cancelled", None), (expired, "skipped", None), (below, "skipped", expired)]
+
+
+def test_a_cancel_takes_along_what_comes_below_while_it_waits(dsn: str, connection: Any) -> None:
+    (head,) = enqueue(connection)
+    (below,) = enqueue(connection, depends_on=[{"job": head}])
+    with psycopg.connect(dsn) as other, psycopg.connect(dsn, autocommit=True) as canceller:
+        other.execute("select from pgsched.waiting where job_id = %s for update", (below,))
+        (new,) = enqueue(other, depends_on=[{"job": below}])
+        waiting = Blocked(canceller, "select * from pgsched.cancel(%s)", (head,))
+        waiting.until_blocked(other)
+        other.commit()
+        assert waiting.result() == [(head, "ready"), (below, "blocked"), (new, "blocked")]
+    ends = connection.execute("select job_id, state, cause_job_id from pgsched.finished order by 1").fetchall()
+    assert ends == [(head, "cancelled", None), (below, "cancelled", head), (new, "cancelled", below)]
+    release_all(connection)
 
 
 def test_jobs_that_are_claimed_finished_and_staged_all_the_time_are_always_found(dsn: str, connection: Any) -> None:

@@ -28,8 +28,10 @@ begin
         insert into release_check (ended_id) select e.job_id from ended e;
         return null;
     end if;
-    select array_agg(e.job_id), bool_and(e.state = 'succeeded') into parents, succeeded
-    from ended e where (select true from dependency d where d.depends_on_id = e.job_id limit 1);
+    select array_agg(p.job_id), bool_and(p.state = 'succeeded') into parents, succeeded
+    from (
+        select e.job_id, e.state from ended e where (select true from dependency d where d.depends_on_id = e.job_id limit 1) limit most_parents + 1
+    ) p;
     if parents is null then
         return null;
     end if;
@@ -37,6 +39,9 @@ begin
         return null;
     end if;
     -- (Of so many that end at once the releaser takes care: here each edge would be compared with each of them.)
+    if cardinality(parents) > most_parents then
+        parents := array(select e.job_id from ended e);
+    end if;
     children := case when cardinality(parents) <= most_parents then array(
         select c.id
         from (
