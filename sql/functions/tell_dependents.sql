@@ -41,6 +41,14 @@ begin
     -- (Of so many that end at once the releaser takes care: here each edge would be compared with each of them.)
     if cardinality(parents) > most_parents then
         parents := array(select e.job_id from ended e);
+        -- (A cancel has written on all their edges, and nobody behind them waits: that is seen without a look for each of them.)
+        if (select true from dependency d where d.depends_on_id = any (parents) and d.outcome is null limit 1) is null
+            and (
+                select true from waiting w
+                where w.job_id = any (array(select d.job_id from dependency d where d.depends_on_id = any (parents))) and w.reason || '' = 'dependencies'
+                limit 1) is null then
+            return null;
+        end if;
     end if;
     children := case when cardinality(parents) <= most_parents then array(
         select c.id
