@@ -44,7 +44,7 @@ class Transaction(Protocol):
 _MOST_CHARS = 1000
 
 
-def _to_nobody(fraction: float | None, message: str | None) -> None:
+def _to_nobody(job_id: int, claim_id: int, fraction: float | None, message: str | None) -> None:
     """A handler that runs without a worker reports into the void."""
 
 
@@ -68,7 +68,7 @@ class JobContext:
     """The time of the schedule's tick that made it, which is not the time at which it runs; None where no schedule did."""
     _stop: list[tuple[Stop, str]] = field(default_factory=list, repr=False)
     _transaction: Transaction | None = field(default=None, repr=False)
-    _report: Callable[[float | None, str | None], None] = field(default=_to_nobody, repr=False)
+    _report: Callable[[int, int, float | None, str | None], None] = field(default=_to_nobody, repr=False)
 
     @property
     def stopping(self) -> bool:
@@ -90,7 +90,7 @@ class JobContext:
             raise UsageError(f"progress({fraction!r}): the fraction of the work that is done is a number from 0 to 1")
         if message is not None and not isinstance(message, str):
             raise UsageError(f"progress(): its message is a {type(message).__name__}, not a text")
-        self._report(fraction, message[:_MOST_CHARS] if message else message)
+        self._report(self.id, self.fence, fraction, message[:_MOST_CHARS] if message else message)
 
     def raise_if_stopping(self) -> None:
         """Raise `JobStopped` when the handler is to end. (One that returns instead is believed: its work is done.)"""

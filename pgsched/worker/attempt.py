@@ -9,7 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
@@ -40,6 +40,9 @@ from pgsched.worker.transaction import (
     hang_up,
 )
 
+if TYPE_CHECKING:
+    from pgsched.worker.claimed import Claimed
+
 _CONFLICTS = psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected
 _LEFT_OPEN = (
     "the handler has left a statement open on its connection (a stream, a COPY, a pipeline, or something of its own that still "
@@ -52,7 +55,7 @@ Inputs = Sequence[tuple[Sequence[str | int], Any]]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be done: one claimed job, as it travels to whoever runs it."""
+    """What is to be done: one claimed job, as it travels to a process that runs it."""
 
     job_id: int
     claim_id: int
@@ -60,13 +63,10 @@ class Work:
     args: bytes
     lost_attempts: int
     last_session: int
-    """The number of the worker's newest work session when the attempt began."""
     inputs: Inputs = ()
-    """Results of other jobs, and where in the arguments each goes."""
     output: str = "inherit"
     """What becomes of what it prints in a process of its own: inherit, keep or discard."""
     tick_at: datetime | None = None
-    """The time of the schedule's tick that made it."""
 
 
 @dataclass(slots=True)
@@ -84,7 +84,7 @@ class Ended:
 class Attempt:
     """`run` or `arun` it once."""
 
-    def __init__(self, task: AnyTask, work: Work, context: JobContext) -> None:
+    def __init__(self, task: AnyTask, work: Work | Claimed, context: JobContext) -> None:
         self.task = task
         self.work = work
         self.context = context
@@ -101,8 +101,11 @@ class Attempt:
         try:
             args, kwargs = self._arguments()
             if not self.task.transactional:
-                with _this_process_alone():
+                pid = os.getpid()
+                try:
                     value = self.task.function(*args, **kwargs)
+                finally:
+                    _end_copy_of(pid)
                 return self.returned(value)
             with sessions.connection() as session:
                 return self._commit(sessions.calls, session, lambda: self.task.function(*args, **kwargs))
@@ -135,8 +138,11 @@ class Attempt:
             try:
                 with self._cancellable(session):
                     self.context.raise_if_stopping()
-                    with _this_process_alone():
+                    pid = os.getpid()
+                    try:
                         value = handler()
+                    finally:
+                        _end_copy_of(pid)
                     transaction.flush()
             finally:
                 transaction.close()
@@ -176,8 +182,11 @@ class Attempt:
         try:
             args, kwargs = self._arguments()
             if not self.task.transactional:
-                with _this_process_alone():
+                pid = os.getpid()
+                try:
                     value = await self.task.function(*args, **kwargs)
+                finally:
+                    _end_copy_of(pid)
                 return self.returned(value)
             async with sessions.aconnection() as session:
                 return await self._acommit(sessions.calls, session, lambda: self.task.function(*args, **kwargs))
@@ -198,8 +207,11 @@ class Attempt:
             self.context._transaction = transaction
             try:
                 self.context.raise_if_stopping()
-                with _this_process_alone():
+                pid = os.getpid()
+                try:
                     value = await handler()
+                finally:
+                    _end_copy_of(pid)
                 await transaction.flush()
             finally:
                 await transaction.close()
@@ -313,29 +325,10 @@ class Attempt:
         return self.raised(error)
 
 
-@contextlib.contextmanager
-def _this_process_alone() -> Iterator[None]:
+def _end_copy_of(pid: int) -> None:
     """A handler that forks comes back twice: the copy has no business here, where it would use the same sessions."""
-    pid = os.getpid()
-    try:
-        yield
-    finally:
-        if os.getpid() != pid:
-            os._exit(0)
-
-
-def contained(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
-    """A factory of tasks: sys.exit() in a task of a handler's own ends that task, not the event loop and with it the worker."""
-    if _current.get(None) is not None:
-        coro = _without_exit(coro)
-    return asyncio.Task(coro, loop=loop, **options)
-
-
-async def _without_exit(coro: Any) -> Any:
-    try:
-        return await coro
-    except (SystemExit, KeyboardInterrupt) as error:
-        raise RuntimeError(f"{type(error).__name__} in a task of a handler: {error}") from error
+    if os.getpid() != pid:
+        os._exit(0)
 
 
 class _Transaction:

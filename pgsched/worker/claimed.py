@@ -29,6 +29,8 @@ class Claimed:
     """Results of other jobs, and where in the arguments each goes."""
     tick_at: datetime | None = None
     """The time of the schedule's tick that made it."""
+    last_session: int = 0
+    """The number of the worker's newest work session when the attempt began."""
     handler: asyncio.Task[None] | None = None
     """What runs it on the loop, where something does."""
     queued: Queued | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import functools
 import heapq
 import itertools
 import json
@@ -14,6 +13,7 @@ import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pgsched.context import JobContext, Stop
@@ -27,6 +27,7 @@ from pgsched.worker.processes import ProcessPool
 from pgsched.worker.processes.child import STOPPED
 from pgsched.worker.processes.member import Kind
 from pgsched.worker.processes.pool import Queued
+from pgsched.worker.tasks import begun
 from pgsched.worker.transaction import JobSessions
 
 if TYPE_CHECKING:
@@ -116,40 +117,43 @@ class Executor:
 
     def start(self, job: Claimed) -> None:
         """Begin the handler; it ends with a call of `ended`, whatever happens."""
+        means, task = self._means, job.task
         job.has_begun = True
-        state = self._means.state
+        job.last_session = means.last_session()
         context = JobContext(
-            job.job_id, job.task.name, job.attempt, job.claim_id, job.lost_attempts, state, job.tick_at
-        )
-        context._stop = job.stop
-        context._report = functools.partial(self._means.report, job.job_id, job.claim_id)
-        work = Work(
             job.job_id,
-            job.claim_id,
+            task.name,
             job.attempt,
-            job.args,
+            job.claim_id,
             job.lost_attempts,
-            self._means.last_session(),
-            job.inputs,
-            job.task.output,
+            means.state,
             job.tick_at,
+            job.stop,
+            None,
+            means.report,
         )
-        attempt = Attempt(job.task, work, context)
-        job.cancel_statement = attempt.cancel_statement
-        if not job.task.transactional:
+        attempt = Attempt(task, job, context)
+        if task.transactional:
+            job.cancel_statement = attempt.cancel_statement
+        else:
             self._begins(job)
-
-        def done(ended: Ended) -> None:
-            if self._means.board and job.slot is not None:
-                self._means.board.end(job.slot)
-            job.has_ended = True
-            self._ended(job, ended.text)
-
         try:
-            self._begin(job, attempt, done)
+            if task.is_async or task.transactional or means.middlewares:
+                self._on_loop(job, attempt)
+            elif self._in_process(task):
+                self._to_process(job, attempt, partial(self._done, job))
+            else:
+                self._to_thread(job, attempt, partial(self._done, job))
         except (OSError, RuntimeError) as error:  # (no thread, no process, no descriptor to be had at this moment)
             log.error("job %s goes back: %s", job.job_id, error)
-            done(Ended(outcome.given_back(job.job_id, job.claim_id, f"it could not begin: {error}", begun=False)))
+            why = f"it could not begin: {error}"
+            self._done(job, Ended(outcome.given_back(job.job_id, job.claim_id, why, begun=False)))
+
+    def _done(self, job: Claimed, ended: Ended) -> None:
+        if self._means.board and job.slot is not None:
+            self._means.board.end(job.slot)
+        job.has_ended = True
+        self._ended(job, ended.text)
 
     def _begins(self, job: Claimed) -> None:
         """From now on its time counts, and a death of this worker is charged to it. (Of what runs in a process, that process
@@ -159,15 +163,6 @@ class Executor:
             job.slot = self._means.board.begin(job.claim_id, job.lost_attempts > 0)
         if not in_process or self._means.middlewares:
             self._set_deadline(job)
-
-    def _begin(self, job: Claimed, attempt: Attempt, done: Callable[[Ended], None]) -> None:
-        if job.task.is_async or job.task.transactional or self._means.middlewares:
-            job.handler = self._loop.create_task(self._run(job, attempt, done))
-            job.handler.add_done_callback(lambda _: self._never_began(job, done))
-        elif self._in_process(job.task):
-            self._to_process(job, attempt, done)
-        else:
-            self._to_thread(job, attempt, done)
 
     def stop(self, job: Claimed, kind: Stop, words: str) -> None:
         """The handler is to end: it is cancelled on the loop, told in a thread, told and after a grace killed in a process."""
@@ -223,28 +218,33 @@ class Executor:
 
     # ---- On the loop.
 
-    async def _run(self, job: Claimed, attempt: Attempt, done: Callable[[Ended], None]) -> None:
+    def _on_loop(self, job: Claimed, attempt: Attempt) -> None:
+        job.handler = begun(self._loop, self._run(job, attempt), job.task.name)
+        if not job.has_ended:
+            job.handler.add_done_callback(lambda _: self._never_began(job))
+
+    async def _run(self, job: Claimed, attempt: Attempt) -> None:
         try:
-            ended = await self._attempt(job, attempt)
+            if job.task.transactional:
+                ended = await self._transactional(job, attempt)
+            elif self._means.middlewares:
+                ended = await self._through_middlewares(job, attempt)
+            else:
+                ended = await self._innermost(job, attempt)
         except BaseException as error:
             ended = attempt.told(error)
-        done(ended)
+        self._done(job, ended)
 
-    async def _attempt(self, job: Claimed, attempt: Attempt) -> Ended:
-        if not job.task.transactional:
-            return await self._inside(job, attempt)
+    async def _transactional(self, job: Claimed, attempt: Attempt) -> Ended:
         place = contextlib.nullcontext() if self._in_process(job.task) else self._means.sessions.places
         async with place:
             verdict = await self._means.begin(job)
             if verdict != "accepted":  # cancelled before it began, or no longer ours: then nobody listens anyhow
                 return Ended(outcome.cancelled(job.job_id, job.claim_id, "it was cancelled before it began"))
             self._begins(job)  # (neither its wait for a session nor the server's for its word is the handler's time)
-            return await self._inside(job, attempt)
-
-    async def _inside(self, job: Claimed, attempt: Attempt) -> Ended:
-        if not self._means.middlewares:
+            if self._means.middlewares:
+                return await self._through_middlewares(job, attempt)
             return await self._innermost(job, attempt)
-        return await self._through_middlewares(job, attempt)
 
     async def _through_middlewares(self, job: Claimed, attempt: Attempt) -> Ended:
         inner: Ended | None = None
@@ -293,16 +293,17 @@ class Executor:
             _read(ended)
         return ended
 
-    def _never_began(self, job: Claimed, done: Callable[[Ended], None]) -> None:
+    def _never_began(self, job: Claimed) -> None:
         """Its handler was cancelled before its first step: then nothing in it could say so."""
         if job.has_ended:
             return
         if job.handler is not None and not job.handler.cancelled() and (error := job.handler.exception()) is not None:
             log.error("job %s", job.job_id, exc_info=error)
-            done(Ended(outcome.failed(job.job_id, job.claim_id, f"its end could not be told: {type(error).__name__}")))
+            why = f"its end could not be told: {type(error).__name__}"
+            self._done(job, Ended(outcome.failed(job.job_id, job.claim_id, why)))
         else:
             why = job.stop[0][1] if job.stop else "it was cancelled before it began"
-            done(Ended(outcome.given_back(job.job_id, job.claim_id, why, begun=False)))
+            self._done(job, Ended(outcome.given_back(job.job_id, job.claim_id, why, begun=False)))
 
     # ---- Elsewhere.
 
@@ -332,7 +333,19 @@ class Executor:
         function = job.task.function
         locator = (job.task.name, function.__module__, function.__qualname__)
         limit = job.timeout.total_seconds() if job.timeout is not None else None
-        job.queued = Queued(attempt.work, locator, ended, limit, lambda: self._late(job), attempt.context._report)
+        work = Work(
+            job.job_id,
+            job.claim_id,
+            job.attempt,
+            job.args,
+            job.lost_attempts,
+            job.last_session,
+            job.inputs,
+            job.task.output,
+            job.tick_at,
+        )
+        report = partial(self._means.report, job.job_id, job.claim_id)
+        job.queued = Queued(work, locator, ended, limit, partial(self._late, job), report)
         self.processes.submit(job.queued)
         if limit is not None:
             self._look_again()

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from pgsched.errors import UsageError
 from pgsched.exit_code import ExitCode
 from pgsched.supervisor.board import HURRY
-from pgsched.worker.attempt import contained
 from pgsched.worker.lifecycle import Worker
 from pgsched.worker.processes import child
 from pgsched.worker.settings import Settings
+from pgsched.worker.tasks import contained
 
 if TYPE_CHECKING:
     from pgsched.app import App

@@ -5,7 +5,6 @@ It takes chunks of jobs from its worker, runs them one after the other in its ma
 
 from __future__ import annotations
 
-import functools
 import importlib
 import logging
 import multiprocessing.spawn
@@ -77,7 +76,7 @@ class Executor:
     def _one(self, locator: Locator, work: Work) -> None:
         context = JobContext(work.job_id, locator[0], work.attempt, work.claim_id, work.lost_attempts)
         context.tick_at = work.tick_at
-        context._report = functools.partial(self._outlet.report, work.claim_id)
+        context._report = lambda job_id, claim_id, *said: self._outlet.report(claim_id, *said)
         self._reset_signals()
         known = locator[0] in self._tasks
         began = time.perf_counter()
