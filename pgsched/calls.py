@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from psycopg import sql
@@ -37,10 +38,11 @@ class Calls:
     def __init__(self, schema: str = "pgsched") -> None:
         self.schema = schema
         self._prefix = sql.Identifier(schema).as_string(None).replace("%", "%%") + "."
+        self._qualified = lru_cache(256)(lambda text: text.replace("@", self._prefix))
         self.schedules = ScheduleCalls(self._call)
 
     def _call(self, text: str, read: Callable[[Rows], T], **params: Any) -> Call[T]:
-        return Call(text.replace("@", self._prefix), params, read, self.schema)
+        return Call(self._qualified(text), params, read, self.schema)
 
     # Anyone
 
@@ -307,11 +309,11 @@ class Calls:
         )
 
     def finish(self, worker_id: int, results: str, want: str | None) -> Call[Rows]:
-        """End claims and claim anew: rows of (verdict, lane, position, job_id, claim_id, attempt, task, args, timeout, extra)."""
+        """End claims and claim anew: rows of (verdict, job_id, claim_id, attempt, task, args, timeout, extra)."""
         return self._call(
-            'select verdict, lane, "position", job_id, claim_id, attempt, task, args, timeout, extra '
+            "select verdict, job_id, claim_id, attempt, task, args, timeout, extra "
             "from @finish(%(id)s, %(results)s::jsonb, %(want)s::jsonb)",
-            lambda rows: rows,
+            _rows,
             id=worker_id,
             results=results,
             want=want,
@@ -321,7 +323,7 @@ class Calls:
         """These claims' handlers begin, each in its own transaction: rows of (job_id, claim_id, verdict)."""
         return self._call(
             "select job_id, claim_id, verdict from @begin(%(id)s, %(claims)s::jsonb)",
-            lambda rows: rows,
+            _rows,
             id=worker_id,
             claims=claims,
         )
@@ -345,7 +347,7 @@ class Calls:
         """Which claims were told to stop: rows of (claim_id, reason, note)."""
         return self._call(
             "select claim_id, reason, note from @stops(%(id)s, %(late)s::jsonb)",
-            lambda rows: rows,
+            _rows,
             id=worker_id,
             late=timed_out,
         )
@@ -371,6 +373,10 @@ class Calls:
     def release(self, n: int = 1000) -> Call[dict[str, Any]]:
         """Decide over what waits for dependencies: {"ready", "ended", "more", "kept"} or {"busy"}."""
         return self._call("select @release(%(n)s::integer)", _scalar, n=n)
+
+
+def _rows(rows: Rows) -> Rows:
+    return rows
 
 
 def _scalar(rows: Rows) -> Any:

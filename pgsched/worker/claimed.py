@@ -48,9 +48,9 @@ class Claimed:
     """Why it is to end before its time; the handler sees it as `current_job().stopping`."""
 
 
-def beside(extra: bytes | None) -> dict[str, Any]:
+def beside(extra: bytes) -> dict[str, Any]:
     """What a claim's `extra` says, by the names of the fields here."""
-    said = json.loads(extra) if extra else {}
+    said = json.loads(extra)
     if "tick_at" in said:
         said["tick_at"] = datetime.fromisoformat(said["tick_at"])
     return {name: said[name] for name in ("lost_attempts", "inputs", "tick_at") if name in said}

@@ -52,7 +52,9 @@ class Exchange:
         self._ping = identity.times.heartbeat.total_seconds()
         self._spoke_at = 0.0
         self._stage_at = 0.0
-        self._not_before = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._waiter: asyncio.Future[None] | None = None
         self._kept = backoff(0.02, 1.0)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -109,7 +111,7 @@ class Exchange:
         now = time.monotonic()
         if now < self._stage_at or not self._ledger.accepting:
             return
-        answer = json.loads(cast(bytes, await self._session.call(self._calls.stage())))
+        answer = json.loads(cast(bytes, await self._call(self._calls.stage())))
         self._stage_at = now + self._poll
         if answer.get("staged", 0) >= 1000:
             self._stage_at = now
@@ -127,7 +129,7 @@ class Exchange:
             return
         ledger.release_at = math.inf
         try:
-            answer = json.loads(cast(bytes, await self._session.call(self._calls.release())))
+            answer = json.loads(cast(bytes, await self._call(self._calls.release())))
         except BaseException:
             ledger.release_at = 0.0
             raise
@@ -153,9 +155,7 @@ class Exchange:
                 ledger.next_poll = now + self._poll
                 ledger.wake()
             if (
-                ledger.ended
-                or ledger.beginning
-                or self._asking(now) > 0
+                ledger.has_work(now)
                 or (ledger.accepting and now >= self._stage_at)
                 or now >= ledger.release_at
             ):
@@ -163,22 +163,34 @@ class Exchange:
             until = min(ledger.next_poll, ledger.release_at)
             if ledger.accepting:
                 until = min(until, self._stage_at)
-            if now < self._not_before:
-                until = min(until, self._not_before)
+            if now < ledger.not_before:
+                until = min(until, ledger.not_before)
             until = min(until, self._spoke_at + self._ping)
             if now >= until:
                 return
-            ledger.work.clear()
-            timer = asyncio.get_running_loop().call_later(until - now, ledger.work.set)
-            try:
-                await ledger.work.wait()
-            finally:
-                timer.cancel()
+            self._waiter = asyncio.get_running_loop().create_future()
+            self._wake_at(until, now)
+            await ledger.rest(self._waiter)
 
-    def _asking(self, now: float) -> int:
-        """How many jobs to ask for now."""
-        ledger = self._ledger
-        return min(ledger.free, self._share) if ledger.hint and now >= self._not_before else 0
+    def _wake_at(self, at: float, now: float) -> None:
+        """End the wait by then. A timer that was set for an earlier time stays: it makes nothing but one more look."""
+        if self._timer is not None:
+            if self._timer_at <= at:
+                return
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = asyncio.get_running_loop().call_later(at - now, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _call(self, call: Call[T]) -> T:
+        """Send a call. What else there is to do meanwhile is for another exchange."""
+        if self._ledger.has_work(time.monotonic()):
+            self._ledger.ring()
+        return await self._session.call(call)
 
     async def _exchange(self) -> bool:
         """Send what has ended, ask for what is free; else say something now and then. Whether an answer came."""
@@ -188,16 +200,16 @@ class Exchange:
             return True
         results = ledger.take_results()
         now = time.monotonic()
-        asking = self._asking(now)
+        asking = min(ledger.claimable(now), self._share)
         # What ends may let something run: it comes along at once, also where nothing else is known to be there.
-        only_new = bool(results) and asking <= 0 and now >= self._not_before
+        only_new = bool(results) and asking <= 0 and now >= ledger.not_before
         if only_new:
             asking = min(ledger.free, self._share)
         if not results and asking <= 0:
             if time.monotonic() < self._spoke_at + self._ping:
                 return False
             # The server ends a session that is silent for as long as a lease lasts: a cut link must not keep the lock.
-            await self._session.call(self._calls.protocol())
+            await self._call(self._calls.protocol())
             self._spoke_at = time.monotonic()
             return True
         wakes = ledger.wakes
@@ -206,9 +218,8 @@ class Exchange:
             ledger.asked += asking
             suspects = ledger.takes_suspect
             ledger.suspect_asked |= suspects
-            lanes = ledger.lanes()
-            fields = {"lanes": lanes, "max_jobs": asking, "free_slots": asking, "suspects": suspects}
-            want = json.dumps(fields | {"only_new": True} if only_new else fields)
+            more = f'"suspects":{json.dumps(suspects)},"only_new":{json.dumps(only_new)}'
+            want = f'{{"lanes":{ledger.lanes()},"max_jobs":{asking},"free_slots":{asking},{more}}}'
         try:
             rows = await self._finish([text for _, text in results], want)
         except psycopg.DataError:
@@ -216,22 +227,24 @@ class Exchange:
             return True
         except BaseException:
             # Not acknowledged: they are sent again, and what had been done answers `already`.
-            ledger.ended.extendleft(reversed(results))
+            ledger.take_back(results)
             raise
         finally:
             ledger.asked -= max(asking, 0)
             if suspects:
                 ledger.suspect_asked = False
         self._spoke_at = time.monotonic()
-        self._acknowledge({job.claim_id: (job, text) for job, text in results}, rows)
-        came = self._begin(rows)
-        if only_new:
-            if came == asking > 0:
-                ledger.wake()
-        elif came < asking and wakes == ledger.wakes:
-            ledger.hint = False
-        elif ledger.free > 0:
-            ledger.work.set()
+        ledger.attended = True  # (this one looks next, at whatever ends at once)
+        try:
+            self._acknowledge({job.claim_id: (job, text) for job, text in results}, rows)
+            came = self._begin(rows)
+            if only_new:
+                if came == asking > 0:
+                    ledger.wake()
+            elif came < asking and wakes == ledger.wakes:
+                ledger.hint = False
+        finally:
+            ledger.attended = False
         return True
 
     async def _begin_transactional(self) -> None:
@@ -240,7 +253,7 @@ class Exchange:
             [{"job_id": job.job_id, "claim_id": job.claim_id} for job, verdict in batch if not verdict.done()]
         )
         try:
-            rows = await self._session.call(self._calls.begin(self._identity.id, claims))
+            rows = await self._call(self._calls.begin(self._identity.id, claims))
         except BaseException:
             self._ledger.beginning = batch + self._ledger.beginning
             raise
@@ -256,20 +269,21 @@ class Exchange:
 
     def _begin_later(self, job: Claimed, waiting: asyncio.Future[str]) -> None:
         self._ledger.beginning.append((job, waiting))
-        self._ledger.work.set()
+        self._ledger.ring()
 
     async def _finish(self, results: list[str], want: str | None) -> Rows:
-        return await self._session.call(self._calls.finish(self._identity.id, f"[{','.join(results)}]", want))
+        return await self._call(self._calls.finish(self._identity.id, f"[{','.join(results)}]", want))
 
     def _acknowledge(self, sent: dict[int, tuple[Claimed, str]], rows: Rows) -> None:
         for row in rows:
-            if row[0] is None:
+            verdict = row[0]
+            if verdict is None:
                 continue
-            job, text = sent[row[4]]
-            if row[0] == "busy":
+            job, text = sent[row[2]]
+            if verdict == "busy":
                 self._send_later(job, text)
                 continue
-            if row[0] == "rolled_back":
+            if verdict == "rolled_back":
                 log.error("job %s: its success counts only through its own transaction", job.job_id)
                 self._ledger.active += 1
                 self._ledger.end(
@@ -277,7 +291,7 @@ class Exchange:
                 )
                 continue
             self._ledger.acknowledged(job)
-            if row[0] == "stale":
+            if verdict == "stale":
                 log.error(
                     "job %s: claim %s was no longer this worker's; its outcome was not accepted",
                     job.job_id,
@@ -295,18 +309,17 @@ class Exchange:
         return min(1.0, 0.0025 * 2.0 ** min(job.busy, 10))
 
     def _begin(self, rows: Rows) -> int:
-        ledger = self._ledger
-        came = 0
-        for row in rows:
-            verdict, _, _, job_id, claim_id, attempt, task, args, timeout, extra = row
+        came: list[Claimed] = []
+        for verdict, job_id, claim_id, attempt, task, args, timeout, extra in rows:
             if verdict is not None:
                 continue
             if job_id is None:
                 self._note(json.loads(extra))
                 continue
-            came += 1
-            ledger.begin(Claimed(job_id, claim_id, attempt, self._tasks[task], args, timeout, **beside(extra)))
-        return came
+            more = beside(extra) if extra else {}
+            came.append(Claimed(job_id, claim_id, attempt, self._tasks[task], args, timeout, **more))
+        self._ledger.begin(came)
+        return len(came)
 
     def _note(self, note: dict[str, Any]) -> None:
         if note.get("again"):
@@ -316,9 +329,9 @@ class Exchange:
         if "not_before" in note:
             # (Asked again at each poll: this machine's clock may be wrong.)
             wait = (datetime.fromisoformat(note["not_before"]) - datetime.now(UTC)).total_seconds()
-            if not self._not_before:
+            if not self._ledger.not_before:
                 log.warning("a new timeline: no claims for about %.0f s, since its past may still run", wait)
-            self._not_before = time.monotonic() + min(max(wait, 0.1), self._poll)
+            self._ledger.not_before = time.monotonic() + min(max(wait, 0.1), self._poll)
 
     async def _isolate(self, results: list[tuple[Claimed, str]]) -> None:
         """One outcome cannot be stored: send each alone, and the bad one again as failed for that reason."""
@@ -330,6 +343,6 @@ class Exchange:
                     reason = f"its outcome could not be stored: {str(error).splitlines()[0]}"
                     rows = await self._finish([outcome.failed(job.job_id, job.claim_id, reason)], None)
             except BaseException:
-                self._ledger.ended.extendleft(reversed(results[position:]))
+                self._ledger.take_back(results[position:])
                 raise
             self._acknowledge({job.claim_id: (job, text)}, rows)

@@ -85,7 +85,7 @@ class Worker:
             self._hurry.set()
         self._draining.set()
         self.ledger.accepting = False
-        self.ledger.work.set()
+        self.ledger.ring_for_all()
 
     def drain(self) -> None:
         """As the first `stop`, however often it is called."""
@@ -203,7 +203,7 @@ class Worker:
             raise
         finally:
             self._stopped.set()
-            self.ledger.work.set()
+            self.ledger.ring_for_all()
             await asyncio.wait(loops, timeout=_CANCEL_GRACE)
             for task in (*loops, *side):
                 task.cancel()
@@ -278,7 +278,7 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS_S):
                 while self.ledger.ended or self.ledger.asked or len(self.ledger.claims) > self.ledger.active:
-                    self.ledger.work.set()
+                    self.ledger.ring_for_all()
                     await wait_any(at_most=0.005)
 
     def _ask_to_stop(self, job: Claimed, why: str) -> None:
