@@ -16,7 +16,8 @@ from typing import Any
 import psycopg
 
 from pgsched.errors import ConnectError, PoolerError, primary
-from pgsched.run import Unanswered, bounded
+from pgsched.run import bounded
+from pgsched.wire import Unanswered
 
 _BACKEND = (
     b"select pg_backend_pid(), pg_postmaster_start_time()"  # (the pid of another server's backend may be the same)

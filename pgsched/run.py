@@ -6,9 +6,6 @@ The database's errors come out as pgsched's own where they are (see `errors.tran
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import socket
 import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -19,6 +16,7 @@ from psycopg.rows import tuple_row
 
 from pgsched.calls import Call
 from pgsched.errors import UsageError, translate
+from pgsched.wire import Unanswered, hang_up
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection as SAConnection
@@ -71,10 +69,6 @@ async def arun(connection: AsyncConnection, call: Call[T]) -> T:
     )
 
 
-class Unanswered(psycopg.OperationalError):
-    """No answer came in the time that was given; the connection is hung up."""
-
-
 async def bounded(connection: psycopg.AsyncConnection[Any], work: Coroutine[Any, Any, T], at_most_s: float) -> T:
     """The outcome of `work`, which waits for answers on this connection. Raises `Unanswered` when it takes too long.
 
@@ -89,9 +83,7 @@ async def bounded(connection: psycopg.AsyncConnection[Any], work: Coroutine[Any,
         return task.result()
     finally:
         if not task.done():
-            # Only its socket: a libpq connection must not be freed under a call. This wakes the call, which fails at once.
-            with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as link:
-                link.shutdown(socket.SHUT_RDWR)
+            hang_up(connection)
             await asyncio.wait({task})
             task.exception()
 

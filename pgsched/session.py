@@ -8,7 +8,6 @@ the worker attaches again under the same identity, unless its jobs were taken fr
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -30,6 +29,7 @@ from pgsched.lease import LeaseTimes, now
 from pgsched.loop import backoff
 from pgsched.pooler import moved, own_backend
 from pgsched.run import arun, bounded
+from pgsched.wire import ANSWER_S, WorkConnection, hang_up
 
 T = TypeVar("T")
 log = logging.getLogger("pgsched.worker")
@@ -58,9 +58,6 @@ _SETTINGS = _READ_COMMITTED + "; set lock_timeout = '800ms'; set intervalstyle =
 _TRANSACTION = 170000, "transaction_timeout = '{bound}ms'", "a transaction is bounded by its statements alone"
 # (A work session holds the worker's lock as well: one that a frozen process left idle must not keep it for ever.)
 _WORK = "set statement_timeout = '60s'; set idle_in_transaction_session_timeout = '60s'; set idle_session_timeout = '{silence}ms'"
-_ANSWER_S = 75.0
-"""How long a work session waits for an answer: longer than the server lets a statement run. A COMMIT may take longer; then its
-outcome is sent again on a new session, and the server knows whether it had been done."""
 _WHO = "a worker"
 _LEASE = "set statement_timeout = '{bound}ms'; set idle_session_timeout = '{silence}ms'"
 
@@ -93,7 +90,13 @@ class Identity:
         """Backends whose last answer came with a warning."""
         self._backends: WeakKeyDictionary[psycopg.AsyncConnection[Any], int] = WeakKeyDictionary()
 
-    async def connect(self, kind: str, settings: str, longest_s: float | None = None) -> psycopg.AsyncConnection[Any]:
+    async def connect(
+        self,
+        kind: str,
+        settings: str,
+        longest_s: float | None = None,
+        cls: type[psycopg.AsyncConnection[Any]] = psycopg.AsyncConnection,
+    ) -> psycopg.AsyncConnection[Any]:
         """A new connection with the settings of its kind; no transaction of it lasts longer than `longest_s`.
 
         Raises `ConnectError` when the database does not answer, `PoolerError` where the connection is no session.
@@ -111,9 +114,7 @@ class Identity:
         async def connected(kind: str) -> psycopg.AsyncConnection[Any]:
             application = f"pgsched {kind} {self.info['name']}"[:63]
             try:
-                return await psycopg.AsyncConnection.connect(
-                    self.dsn, autocommit=True, application_name=application, **network
-                )
+                return await cls.connect(self.dsn, autocommit=True, application_name=application, **network)
             except psycopg.OperationalError as error:
                 raise unreachable(self.dsn, error) from error
 
@@ -160,7 +161,7 @@ class Identity:
 
     def believe(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Raise `NoSession` where the last answer came with a warning: its wait for the synchronous standby was cancelled."""
-        if connection.info.backend_pid in self.doubted:
+        if self.doubted and connection.info.backend_pid in self.doubted:
             self.doubted.discard(connection.info.backend_pid)
             raise NoSession("it was answered by a server that could not commit it with its quorum")
 
@@ -197,7 +198,7 @@ class Identity:
     async def open_session(self) -> tuple[psycopg.AsyncConnection[Any], int]:
         """A new work session and its number."""
         settings = _WORK.format(silence=int(self.times.client.total_seconds() * 1000))
-        connection = await self.connect("work", settings, _ANSWER_S)
+        connection = await self.connect("work", settings, ANSWER_S, WorkConnection)
         try:
             connection.adapters.register_loader("jsonb", RawJson)
             self._next_no += 1
@@ -280,7 +281,6 @@ class WorkSession:
         self._identity = identity
         self._ended = ended
         self._connection: psycopg.AsyncConnection[Any] | None = None
-        self._in_flight = 0
         self.number = 0
 
     @property
@@ -297,9 +297,8 @@ class WorkSession:
         connection = self._connection
         if connection is None:
             raise psycopg.OperationalError("the work session is closed")
-        self._in_flight += 1
         try:
-            answer = await bounded(connection, arun(connection, call), _ANSWER_S)
+            answer = await arun(connection, call)
             self._identity.believe(connection)
         except BROKEN as error:
             if isinstance(error, TRY_AGAIN) and not connection.broken:
@@ -309,11 +308,9 @@ class WorkSession:
         except asyncio.CancelledError:
             await self._end(connection)
             raise
-        finally:
-            self._in_flight -= 1
         if self._connection is not connection:
             # Closed while this waited: reconcile may have given back what the answer names, so the answer is void.
-            await connection.close()
+            await self._end(connection)
             raise psycopg.OperationalError("the work session was closed before its answer was read")
         return answer
 
@@ -323,19 +320,15 @@ class WorkSession:
         While somebody waits for an answer on it, only its socket is shut down, which wakes him, and he closes it: a libpq
         connection must not be freed under a call.
         """
-        if (connection := self._connection) is None:
-            return
-        if not self._in_flight:
-            await self._end(connection)
-            return
-        self._ended.append(self.number)
-        self._connection = None
-        with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as link:
-            link.shutdown(socket.SHUT_RDWR)
+        if self._connection is not None:
+            await self._end(self._connection)
 
     async def _end(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        """Close this connection, unless another has taken its place."""
+        """This connection is over, if it was not before."""
         if self._connection is connection:
             self._ended.append(self.number)
             self._connection = None
-        await connection.close()
+        if connection.lock.locked():
+            hang_up(connection)
+        else:
+            await connection.close()

@@ -35,9 +35,9 @@ from pgsched.worker.transaction import (
     AsyncJobConnection,
     JobConnection,
     JobSessions,
+    abandon,
     beginning,
     comes_of,
-    hang_up,
 )
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Attempt:
                 if left_open := not connection.cut_off():
                     with contextlib.suppress(Exception):
                         session.cancel_safe(timeout=2.0)
-                    hang_up(session)
+                    abandon(session)
             if left_open:
                 raise TransactionEnded(_LEFT_OPEN)
             connection.gate.complain()
@@ -218,7 +218,7 @@ class Attempt:
                 if left_open := not connection.cut_off():
                     with contextlib.suppress(Exception):
                         await session.cancel_safe(timeout=2.0)
-                    hang_up(session)
+                    abandon(session)
             if left_open:
                 raise TransactionEnded(_LEFT_OPEN)
             connection.gate.complain()

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +21,7 @@ from psycopg.pq.abc import PGconn
 from pgsched.bounds import network_wishes
 from pgsched.calls import Calls
 from pgsched.errors import TransactionEnded
+from pgsched.wire import hang_up
 
 ISOLATION = ("read committed", "repeatable read", "serializable")
 """The isolation levels that a transactional task may ask for."""
@@ -223,10 +222,9 @@ def beginning(isolation: str) -> bytes:
     return f"begin isolation level {isolation}; do $$ begin {_BOUNDS}end $$".encode()
 
 
-def hang_up(session: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-    """End a session on which somebody may still be in the middle of a statement: its socket is shut down, and it is let go."""
-    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(session.fileno())) as link:
-        link.shutdown(socket.SHUT_RDWR)
+def abandon(session: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """End a session on which somebody may still be in the middle of a statement: it is hung up and let go."""
+    hang_up(session)
     session.pgconn = _CutOff()  # type: ignore[assignment]
 
 
