@@ -218,7 +218,7 @@ class Exchange:
             ledger.asked += asking
             suspects = ledger.takes_suspect
             ledger.suspect_asked |= suspects
-            more = f'"suspects":{json.dumps(suspects)},"only_new":{json.dumps(only_new)}'
+            more = f'"suspects":{_json(suspects)},"only_new":{_json(only_new)}'
             want = f'{{"lanes":{ledger.lanes()},"max_jobs":{asking},"free_slots":{asking},{more}}}'
         try:
             rows = await self._finish([text for _, text in results], want)
@@ -346,3 +346,7 @@ class Exchange:
                 self._ledger.take_back(results[position:])
                 raise
             self._acknowledge({job.claim_id: (job, text)}, rows)
+
+
+def _json(value: bool) -> str:
+    return "true" if value else "false"
