@@ -68,6 +68,10 @@ class Arguments:
         return sorted({*self._named_secret, *typed})
 
     @cached_property
+    def _required(self) -> bool:
+        return any(p.default is inspect.Parameter.empty for p in self._parameters.values())
+
+    @cached_property
     def _adapter(self) -> TypeAdapter[dict[str, Any]]:
         fields = {
             name: hint if self._parameters[name].default is inspect.Parameter.empty else NotRequired[hint]
@@ -141,8 +145,10 @@ class Arguments:
 
         Raises `ArgumentsError` when they do not fit.
         """
+        if text == b"{}" and not self._required:
+            return [], {}
         try:
-            values = self._adapter.validate_json(text)
+            values = self._adapter.validator.validate_json(text)
         except ValidationError as error:
             of_results = all(item["loc"] and item["loc"][0] in taken for item in error.errors(include_input=False))
             whence = (
@@ -151,6 +157,8 @@ class Arguments:
                 else "as stored when the job was enqueued: has the code changed since?"
             )
             raise ArgumentsError(f"{self._explain(error, {})} ({whence})") from error
+        if not self._positional_only:
+            return [], values
         return [values.pop(name) for name in self._positional_only if name in values], values
 
     def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -461,8 +461,8 @@ GUARDS = [
     Guard(
         "a copy that a handler has forked ends",
         "pgsched/worker/attempt.py",
-        "    if os.getpid() != pid:\n        os._exit(0)",
-        "    pass",
+        "        if os.getpid() != self._pid:\n            os._exit(0)",
+        "        pass",
         "tests/behaviour/test_executors_under_attack.py::test_the_copy_of_a_transactional_handler_commits_nothing",
     ),
     Guard(

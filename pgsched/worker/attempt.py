@@ -82,12 +82,13 @@ class Ended:
 
 
 class Attempt:
-    """`run` or `arun` it once."""
+    """`run` or `arun` it once, in the process of this number."""
 
-    def __init__(self, task: AnyTask, work: Work | Claimed, context: JobContext) -> None:
+    def __init__(self, task: AnyTask, work: Work | Claimed, context: JobContext, pid: int) -> None:
         self.task = task
         self.work = work
         self.context = context
+        self._pid = pid
         self._stage = "begin"
         self._doubt = False
         self._lock = threading.Lock()
@@ -101,11 +102,10 @@ class Attempt:
         try:
             args, kwargs = self._arguments()
             if not self.task.transactional:
-                pid = os.getpid()
                 try:
                     value = self.task.function(*args, **kwargs)
                 finally:
-                    _end_copy_of(pid)
+                    self._end_copy()
                 return self.returned(value)
             with sessions.connection() as session:
                 return self._commit(sessions.calls, session, lambda: self.task.function(*args, **kwargs))
@@ -138,11 +138,10 @@ class Attempt:
             try:
                 with self._cancellable(session):
                     self.context.raise_if_stopping()
-                    pid = os.getpid()
                     try:
                         value = handler()
                     finally:
-                        _end_copy_of(pid)
+                        self._end_copy()
                     transaction.flush()
             finally:
                 transaction.close()
@@ -174,6 +173,11 @@ class Attempt:
             with self._lock:  # (whoever cancels now hits this job, and no later one)
                 self._session = None
 
+    def _end_copy(self) -> None:
+        """A handler that forks comes back twice: the copy has no business here, where it would use the same sessions."""
+        if os.getpid() != self._pid:
+            os._exit(0)
+
     # ---- On the loop.
 
     async def arun(self, sessions: JobSessions) -> Ended:
@@ -182,11 +186,10 @@ class Attempt:
         try:
             args, kwargs = self._arguments()
             if not self.task.transactional:
-                pid = os.getpid()
                 try:
                     value = await self.task.function(*args, **kwargs)
                 finally:
-                    _end_copy_of(pid)
+                    self._end_copy()
                 return self.returned(value)
             async with sessions.aconnection() as session:
                 return await self._acommit(sessions.calls, session, lambda: self.task.function(*args, **kwargs))
@@ -207,11 +210,10 @@ class Attempt:
             self.context._transaction = transaction
             try:
                 self.context.raise_if_stopping()
-                pid = os.getpid()
                 try:
                     value = await handler()
                 finally:
-                    _end_copy_of(pid)
+                    self._end_copy()
                 await transaction.flush()
             finally:
                 await transaction.close()
@@ -323,12 +325,6 @@ class Attempt:
         if stage == "finish" and isinstance(error, psycopg.errors.InFailedSqlTransaction):
             error.add_note("The handler has caught an error of the database, after which its transaction cannot go on.")
         return self.raised(error)
-
-
-def _end_copy_of(pid: int) -> None:
-    """A handler that forks comes back twice: the copy has no business here, where it would use the same sessions."""
-    if os.getpid() != pid:
-        os._exit(0)
 
 
 class _Transaction:

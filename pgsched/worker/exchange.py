@@ -154,11 +154,7 @@ class Exchange:
             if now >= ledger.next_poll:
                 ledger.next_poll = now + self._poll
                 ledger.wake()
-            if (
-                ledger.has_work(now)
-                or (ledger.accepting and now >= self._stage_at)
-                or now >= ledger.release_at
-            ):
+            if ledger.has_work(now) or (ledger.accepting and now >= self._stage_at) or now >= ledger.release_at:
                 return
             until = min(ledger.next_poll, ledger.release_at)
             if ledger.accepting:

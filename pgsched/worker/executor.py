@@ -105,6 +105,7 @@ class Executor:
         self._means = means
         self._ended = ended
         self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
         self._threads = ThreadPoolExecutor(means.threads, thread_name_prefix="pgsched-job")
         self._processes: ProcessPool | None = None
         self._deadlines: list[tuple[float, int, Claimed]] = []
@@ -132,7 +133,7 @@ class Executor:
             None,
             means.report,
         )
-        attempt = Attempt(task, job, context)
+        attempt = Attempt(task, job, context, self._pid)
         if task.transactional:
             job.cancel_statement = attempt.cancel_statement
         else:
@@ -158,10 +159,10 @@ class Executor:
     def _begins(self, job: Claimed) -> None:
         """From now on its time counts, and a death of this worker is charged to it. (Of what runs in a process, that process
         says so; middlewares run here.)"""
-        in_process = self._in_process(job.task)
-        if self._means.board and not in_process:
-            job.slot = self._means.board.begin(job.claim_id, job.lost_attempts > 0)
-        if not in_process or self._means.middlewares:
+        means, in_process = self._means, not job.task.is_async and self._in_process(job.task)
+        if means.board and not in_process:
+            job.slot = means.board.begin(job.claim_id, job.lost_attempts > 0)
+        if job.timeout is not None and (not in_process or means.middlewares):
             self._set_deadline(job)
 
     def stop(self, job: Claimed, kind: Stop, words: str) -> None:
@@ -230,7 +231,7 @@ class Executor:
             elif self._means.middlewares:
                 ended = await self._through_middlewares(job, attempt)
             else:
-                ended = await self._innermost(job, attempt)
+                ended = await attempt.arun(self._means.sessions)
         except BaseException as error:
             ended = attempt.told(error)
         self._done(job, ended)

@@ -96,7 +96,7 @@ class Executor:
     def _attempt(self, locator: Locator, work: Work, context: JobContext, *, known: bool) -> Ended:
         try:
             self._running = work.claim_id, context
-            attempt = Attempt(self._task(locator), work, context)
+            attempt = Attempt(self._task(locator), work, context, os.getpid())
             if not known:
                 self._page.since = now()
             ended = attempt.run(self._sessions)
