@@ -10,91 +10,27 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pgsched.context import JobContext, Stop
 from pgsched.errors import JobStopped, ProcessDied, RemoteError
-from pgsched.supervisor.board import Board
 from pgsched.task import AnyTask
 from pgsched.worker import outcome
 from pgsched.worker.attempt import Attempt, Ended, Work
 from pgsched.worker.claimed import Claimed
+from pgsched.worker.means import Means
 from pgsched.worker.processes import ProcessPool
 from pgsched.worker.processes.child import STOPPED
-from pgsched.worker.processes.member import Kind
 from pgsched.worker.processes.pool import Queued
 from pgsched.worker.tasks import begun
-from pgsched.worker.transaction import JobSessions
-
-if TYPE_CHECKING:
-    from pgsched.app import App
-    from pgsched.session import Identity
-    from pgsched.worker.settings import Settings
 
 log = logging.getLogger("pgsched.worker")
 
-Middleware = Callable[[JobContext, Callable[[], Awaitable[Any]]], Awaitable[Any]]
-
 _LOOK_S = 0.05
 _CANCEL_EVERY_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What an executor runs with."""
-
-    threads: int
-    middlewares: list[Middleware]
-    state: Any
-    board: Board | None
-    sessions: JobSessions
-    make_processes: Callable[[], ProcessPool]
-    processes_by_default: bool
-    """Whether a `def` task that says nothing runs in a process of its own."""
-    grace_s: float
-    """How long a process may go on after it was told to stop."""
-    begin: Callable[[Claimed], Awaitable[str]]
-    """Tell the server that a transactional handler begins; the verdict."""
-    report: Callable[[int, int, float | None, str | None], None]
-    """Take what a job says of its progress; called from any thread."""
-    last_session: Callable[[], int]
-    """The number of the newest work session."""
-
-    @staticmethod
-    def of(
-        app: App,
-        settings: Settings,
-        identity: Identity,
-        state: Any,
-        board: Board | None,
-        begin: Callable[[Claimed], Awaitable[str]],
-        report: Callable[[int, int, float | None, str | None], None],
-    ) -> Means:
-        """What a worker with these settings runs its jobs with."""
-        name = identity.info["name"]
-        sessions = JobSessions(identity.dsn, identity.calls, settings.job_sessions, name)
-        recycle = settings.executor_recycle_jobs, settings.executor_recycle_mb
-        kind = Kind(identity.dsn, identity.calls.schema, name, *recycle)
-        size = settings.executors or os.cpu_count() or 1
-        # (A process whose worker has lost its lease must have ended before others may run its jobs.)
-        grace = min(settings.grace, (settings.lease.kill - settings.lease.client) / 2)
-        return Means(
-            threads=settings.concurrency,
-            middlewares=list(app.middlewares),
-            state=state,
-            board=board,
-            sessions=sessions,
-            make_processes=lambda: ProcessPool(size, kind, board),
-            processes_by_default=settings.executor == "process",
-            grace_s=grace.total_seconds(),
-            begin=begin,
-            report=report,
-            last_session=lambda: identity.last_session,
-        )
 
 
 class Executor:

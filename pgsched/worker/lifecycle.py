@@ -22,9 +22,10 @@ from pgsched.session import BROKEN, TRY_AGAIN, Identity, describe, persist
 from pgsched.worker.claimed import Claimed
 from pgsched.worker.declaring import declare
 from pgsched.worker.exchange import Exchange
-from pgsched.worker.executor import Executor, Means
+from pgsched.worker.executor import Executor
 from pgsched.worker.ledger import Ledger
 from pgsched.worker.listener import Listener
+from pgsched.worker.means import Means
 from pgsched.worker.progress import Progress
 from pgsched.worker.settings import Settings
 from pgsched.worker.watchdog import Watchdog
