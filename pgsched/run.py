@@ -33,14 +33,14 @@ AsyncConnection: TypeAlias = "psycopg.AsyncConnection[Any] | SAAsyncConnection |
 def run(connection: Connection, call: Call[T]) -> T:
     """Send `call` on a connection of psycopg or SQLAlchemy, in whatever transaction it is in."""
     if isinstance(connection, psycopg.Connection):
-        with _ours(call), connection.cursor(row_factory=tuple_row) as cursor:
+        with ours(call), connection.cursor(row_factory=tuple_row) as cursor:
             return call.read(cursor.execute(call.text, call.params).fetchall())
     if _is_a(connection, "sqlalchemy.orm", "Session", "scoped_session"):
         connection = cast("Session", connection).connection()
     if _is_a(connection, "sqlalchemy", "Connection"):
         connection = cast("SAConnection", connection)
         _check_driver(connection.dialect.driver)
-        with _ours(call):
+        with ours(call):
             return call.read([tuple(row) for row in connection.exec_driver_sql(call.text, dict(call.params))])
     raise UsageError(
         f"connection= is a {type(connection).__name__}: it must be a psycopg.Connection, or a SQLAlchemy Connection or "
@@ -51,7 +51,7 @@ def run(connection: Connection, call: Call[T]) -> T:
 async def arun(connection: AsyncConnection, call: Call[T]) -> T:
     """`run` on an asynchronous connection of psycopg or SQLAlchemy."""
     if isinstance(connection, psycopg.AsyncConnection):
-        with _ours(call):
+        with ours(call):
             async with connection.cursor(row_factory=tuple_row) as cursor:
                 await cursor.execute(call.text, call.params)
                 return call.read(await cursor.fetchall())
@@ -60,7 +60,7 @@ async def arun(connection: AsyncConnection, call: Call[T]) -> T:
     if _is_a(connection, "sqlalchemy.ext.asyncio", "AsyncConnection"):
         connection = cast("SAAsyncConnection", connection)
         _check_driver(connection.dialect.driver)
-        with _ours(call):
+        with ours(call):
             result = await connection.exec_driver_sql(call.text, dict(call.params))
             return call.read([tuple(row) for row in result])
     raise UsageError(
@@ -95,7 +95,8 @@ def refuse_in_loop(name: str, twin: str) -> None:
 
 
 @contextmanager
-def _ours(call: Call[T]) -> Iterator[None]:
+def ours(call: Call[T]) -> Iterator[None]:
+    """The database's errors come out as pgsched's own, where they are."""
     try:
         yield
     except psycopg.Error as error:

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Collection
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import psycopg
@@ -28,7 +28,7 @@ from pgsched.errors import ConnectError, NoSession, ReadOnlyServer, WorkerRescue
 from pgsched.lease import LeaseTimes, now
 from pgsched.loop import backoff
 from pgsched.pooler import moved, own_backend
-from pgsched.run import arun, bounded
+from pgsched.run import arun, bounded, ours
 from pgsched.wire import ANSWER_S, WorkConnection, hang_up
 
 T = TypeVar("T")
@@ -195,10 +195,10 @@ class Identity:
             await connection.close()
             raise
 
-    async def open_session(self) -> tuple[psycopg.AsyncConnection[Any], int]:
+    async def open_session(self) -> tuple[WorkConnection, int]:
         """A new work session and its number."""
         settings = _WORK.format(silence=int(self.times.client.total_seconds() * 1000))
-        connection = await self.connect("work", settings, ANSWER_S, WorkConnection)
+        connection = cast(WorkConnection, await self.connect("work", settings, ANSWER_S, WorkConnection))
         try:
             connection.adapters.register_loader("jsonb", RawJson)
             self._next_no += 1
@@ -280,7 +280,7 @@ class WorkSession:
     def __init__(self, identity: Identity, ended: list[int]) -> None:
         self._identity = identity
         self._ended = ended
-        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._connection: WorkConnection | None = None
         self.number = 0
 
     @property
@@ -298,7 +298,8 @@ class WorkSession:
         if connection is None:
             raise psycopg.OperationalError("the work session is closed")
         try:
-            answer = await arun(connection, call)
+            with ours(call):
+                answer = call.read(await connection.rows(call.text, call.params))
             self._identity.believe(connection)
         except BROKEN as error:
             if isinstance(error, TRY_AGAIN) and not connection.broken:
