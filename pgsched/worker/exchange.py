@@ -92,6 +92,9 @@ class Exchange:
 
     async def close(self) -> None:
         """Close the session."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         await self._session.close()
 
     async def _open(self, stop: asyncio.Event) -> bool:
