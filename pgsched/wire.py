@@ -2,7 +2,7 @@
 
 It waits for an answer in the task that asks. (When psycopg's own wait is cancelled, it asks the server to cancel the statement,
 on a new connection, and waits on; so where a link may be cut it runs in a task of its own, see `run.bounded`.) And every
-statement is prepared, and has no cursor.
+statement is prepared.
 """
 
 from __future__ import annotations
@@ -10,23 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import socket
 from collections.abc import Generator, Mapping
-from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import abc
-from psycopg.adapt import PyFormat, Transformer
-from psycopg.generators import execute
-from psycopg.pq import ExecStatus
-from psycopg.pq.abc import PGresult
 from psycopg.waiting import Ready, Wait
 
 T = TypeVar("T")
 
-_PARAMETER = re.compile(r"%\((\w+)\)s")
 ANSWER_S = 75.0
 """How long it waits for an answer: longer than the server lets a statement run. A COMMIT may take longer; then its outcome is
 sent again on a new session, and the server knows whether it had been done."""
@@ -54,37 +46,12 @@ class WorkConnection(psycopg.AsyncConnection[Any]):
         """When the answer must have come that is waited for."""
         self._timer: asyncio.TimerHandle | None = None
         self._is_late = False
-        self._names: dict[tuple[bytes, tuple[int, ...] | None], bytes] = {}
-        """Of the prepared statements, by their texts and the types of their parameters."""
 
     async def rows(self, text: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """The answer to one statement, which has a `%(name)s` for each of `params`."""
-        async with self.lock:
-            return await self.wait(self._asking(text, params))
-
-    @cached_property
-    def _adapting(self) -> abc.Transformer:
-        return Transformer(self)
-
-    def _asking(self, text: str, params: Mapping[str, Any]) -> Generator[Any, Any, list[tuple[Any, ...]]]:
-        adapting = self._adapting
-        query, names = _numbered(text)
-        values = adapting.dump_sequence([params[name] for name in names], [PyFormat.AUTO] * len(names))
-        kind = query, adapting.types
-        if (name := self._names.get(kind)) is None:
-            name = b"pgsched_%d" % len(self._names)
-            self.pgconn.send_prepare(name, query, param_types=adapting.types)
-            self._checked((yield from execute(self.pgconn)))
-            self._names[kind] = name
-        self.pgconn.send_query_prepared(name, values, param_formats=adapting.formats)
-        result = self._checked((yield from execute(self.pgconn)))
-        adapting.set_pgresult(result)
-        return adapting.load_rows(0, result.ntuples, tuple)
-
-    def _checked(self, results: list[PGresult]) -> PGresult:
-        if results[0].status == ExecStatus.FATAL_ERROR:
-            raise psycopg.errors.error_from_result(results[0], encoding=self.info.encoding)
-        return results[0]
+        cursor = self.cursor()
+        await cursor.execute(text, params, prepare=True)
+        return await cursor.fetchall()
 
     async def wait(self, gen: Generator[Any, Any, T], *_: Any, **__: Any) -> T:
         """Do what psycopg does on this connection, to its end."""
@@ -143,14 +110,6 @@ class WorkConnection(psycopg.AsyncConnection[Any]):
         else:
             self._is_late = True
             hang_up(self)
-
-
-@lru_cache
-def _numbered(text: str) -> tuple[bytes, list[str]]:
-    """The statement with $1, $2 ... for its parameters, and their names in this order."""
-    names = list(dict.fromkeys(_PARAMETER.findall(text)))
-    query = _PARAMETER.sub(lambda found: f"${names.index(found[1]) + 1}", text)
-    return query.replace("%%", "%").encode(), names
 
 
 def _answer(ready: asyncio.Future[int], how: int) -> None:
