@@ -24,7 +24,7 @@ pytestmark = pytest.mark.campaign
 
 ROWS = 1_000_000 if os.environ.get("PGSCHED_CAMPAIGN") else 20_000
 RUNNING = 5_000
-HISTORIES = ["statistics of empty tables", "plans of small tables", "plans of one page", "statistics of full tables"]
+HISTORIES = ["statistics of empty tables", "plans of small tables", "plans of one page", "statistics of a fan-out", "statistics of full tables"]
 MODES: list[LiteralString] = ["force_custom_plan", "force_generic_plan"]  # (auto is one of them at each call)
 BUDGET = 1_000  # rows that one scan may visit: no call below asks for more than 200 jobs
 TABLES = {"waiting", "ready", "running", "finished", "job", "job_key", "attempt_log", "waiter", "progress", "dependency", "release_check", "workflow", "schedule", "schedule_tick"}
@@ -397,6 +397,10 @@ def many_rows(server: Server, template: str, history: str) -> Iterator[Watched]:
                         session.call(scenario)
                 for table in sorted(TABLES):  # (TRUNCATE would end the plans)
                     session.connection.execute(sql.SQL("delete from pgsched.{}").format(sql.Identifier(table)))
+            if history == "statistics of a fan-out":  # (an edge is then found by either of its ends, or so it seems)
+                session.connection.execute("insert into pgsched.dependency (job_id, depends_on_id) select i, 1 from generate_series(2, 10000) i")
+                session.connection.execute("analyze pgsched.dependency")
+                session.connection.execute("delete from pgsched.dependency")
             with session.connection.transaction():
                 fill(session.connection, ROWS, RUNNING, session.worker)
             if history == "statistics of full tables":
