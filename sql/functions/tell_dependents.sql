@@ -13,6 +13,7 @@ declare
     most_parents constant integer := 256;
     parents bigint[];
     succeeded boolean;
+    is_fan_in boolean;
     children bigint[];
     ends bigint[];
     states text[];
@@ -28,14 +29,19 @@ begin
         insert into release_check (ended_id) select e.job_id from ended e;
         return null;
     end if;
-    select array_agg(p.job_id), bool_and(p.state = 'succeeded') into parents, succeeded
+    -- (Where one job waits for all of these and for many more, as it seems from the first dependent of each, nothing here is simple.)
+    select array_agg(p.job_id), bool_and(p.state = 'succeeded'),
+        min(p.child) = max(p.child) and (select count(*) from (select from dependency o where o.job_id = min(p.child) limit few + 1) o) > few
+    into parents, succeeded, is_fan_in
     from (
-        select e.job_id, e.state from ended e where (select true from dependency d where d.depends_on_id = e.job_id limit 1) limit most_parents + 1
+        select e.job_id, e.state, d.job_id as child
+        from ended e cross join lateral (select d.job_id from dependency d where d.depends_on_id = e.job_id limit 1) d
+        limit most_parents + 1
     ) p;
     if parents is null then
         return null;
     end if;
-    if succeeded and cardinality(parents) = 1 and hand_over(parents[1]) then
+    if succeeded and not is_fan_in and cardinality(parents) = 1 and hand_over(parents[1]) then
         return null;
     end if;
     -- (Of so many that end at once the releaser takes care: here each edge would be compared with each of them.)
@@ -50,7 +56,7 @@ begin
             return null;
         end if;
     end if;
-    children := case when cardinality(parents) <= most_parents then array(
+    children := case when cardinality(parents) <= most_parents and not is_fan_in then array(
         select c.id
         from (
             select distinct d.job_id as id
