@@ -571,6 +571,13 @@ GUARDS = [
         "tests/races/test_release.py::test_an_event_whose_transaction_is_prepared_meanwhile_is_not_below_the_floor",
     ),
     Guard(
+        "a floor above all numbers is no floor",
+        "sql/functions/release.sql",
+        "            delete from release_floor;",
+        "            null;",
+        "tests/races/test_release.py::test_where_numbers_begin_anew_no_event_is_lost_below_an_old_floor",
+    ),
+    Guard(
         "a pass begins behind events that are gone (R35)",
         "sql/functions/release.sql",
         "perform raise_floor();",
@@ -632,6 +639,13 @@ GUARDS = [
         "and (select count(*) from (select from dependency d where d.job_id = one.id limit 2) d) = 1",
         "and true",
         "tests/races/test_hand_over.py::test_what_waits_for_another_too_is_not_handed_over",
+    ),
+    Guard(
+        "a job is handed over to a proven session only",
+        "sql/functions/hand_over.sql",
+        "and current_setting('pgsched.session', true) = w.id || ':' || w.token || ':' || (taker ->> 'session_no') and (",
+        "and (",
+        "tests/races/test_hand_over.py::test_nothing_is_handed_to_who_has_not_asked_whatever_a_session_says",
     ),
     Guard(
         "what is ready already is not overtaken",

@@ -1,6 +1,7 @@
 -- Lets run what waits for this success, the only end that a call tells, and for nothing else: a chain's next job, for which no other
 -- edge has to be looked at. Whether it did; else nothing is changed, and all is left to tell_dependents(), whose case this is the simplest of.
--- Where the call claims, too (see finish), and nothing is ready in its lanes, the job is claimed at once and never is in ready.
+-- Where the call claims, too (see finish), and nothing is ready in its lanes, the job is claimed at once and never is in ready. (Anybody
+-- may have set pgsched.taker, so it counts only in a session that is proven, see session_of, and for this session.)
 -- Locks: the row in waiting, by a try. (Nobody else writes its one edge: who would, holds that row, or the running job's.)
 create or replace function hand_over(ended bigint) returns boolean
 language plpgsql
@@ -35,7 +36,8 @@ begin
         and (
             select w.tasks is null or child.task = any (w.tasks)
             from worker w
-            where w.id = (taker -> 'worker_id')::bigint and (
+            where w.id = (taker -> 'worker_id')::bigint and (taker -> 'epoch')::bigint = (select i.epoch from installation i)
+                and current_setting('pgsched.session', true) = w.id || ':' || w.token || ':' || (taker ->> 'session_no') and (
                 select true
                 from jsonb_array_elements(taker -> 'lanes') l
                     cross join lateral (

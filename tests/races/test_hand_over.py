@@ -230,3 +230,32 @@ def test_nothing_is_claimed_on_a_new_timeline_before_its_time(connection: Any, s
     assert places(connection)[second] == "ready"
     connection.execute("update pgsched.installation set not_before = null")
     steps.finish(*steps.claim())
+
+
+@pytest.mark.parametrize("forged", ["another worker", "another session", "another epoch"])
+def test_nothing_is_handed_to_who_has_not_asked_whatever_a_session_says(dsn: str, connection: Any, steps: Steps, forged: str) -> None:
+    """pgsched.taker is a setting that anybody may set."""
+    first = enqueue(connection)[0]
+    second = after(connection, first)
+    (claim,) = steps.claim()
+    other = Steps(dsn)
+    taker = {"worker_id": steps.id, "session_no": 1, "epoch": steps.epoch, "room": 1, "lanes": LANES}
+    taker |= {"another worker": {"worker_id": other.id}, "another session": {"session_no": 7}, "another epoch": {"epoch": steps.epoch + 1}}[forged]
+    steps.work.execute("select set_config('pgsched.taker', %s, false)", (json.dumps(taker),))
+    assert steps.finish(claim) == ["accepted"]
+    assert places(connection)[second] == "ready"
+    other.close()
+
+
+def test_a_note_left_in_the_session_hands_out_no_job_of_another(dsn: str, connection: Any, steps: Steps) -> None:
+    other = Steps(dsn)
+    first, second = enqueue(connection, 2)
+    (claim,) = steps.claim(1)
+    (foreign,) = other.claim()
+    connection.execute("update pgsched.installation set not_before = clock_timestamp() + interval '1 min'")
+    steps.work.execute("select set_config('pgsched.taker', %s, false)", (json.dumps({"job": foreign["job_id"]}),))
+    assert finish_and_claim(steps, claim) == []
+    connection.execute("update pgsched.installation set not_before = null")
+    assert other.finish(foreign) == ["accepted"]
+    assert places(connection) == {first: "succeeded", second: "succeeded"}
+    other.close()

@@ -269,6 +269,28 @@ def test_an_event_whose_transaction_is_prepared_meanwhile_is_not_below_the_floor
     assert places(connection)[c] == "ready"
 
 
+@pytest.mark.parametrize("until", [None, 100], ids=["it stands", "it is on its way up"])
+def test_where_numbers_begin_anew_no_event_is_lost_below_an_old_floor(connection: Any, steps: Steps, until: int | None) -> None:
+    """
+    1  the floor was raised by what this server has taken over, and the sequence was not taken over
+    2  releases look at events that have low numbers
+    3  an event is left just below the old floor, when the numbers come to that
+    """
+    [p] = enqueue(connection)
+    steps.claim()
+    finish_running(steps, p)
+    connection.execute("select setval('pgsched.release_check_id_seq', 20)")
+    connection.execute("insert into pgsched.release_floor values (true, %s, %s, '{}')", (1 if until else 101, until))
+    release(connection)
+    connection.execute("select setval('pgsched.release_check_id_seq', 98)")
+    c = child(connection, p)
+    if until:
+        connection.execute("update pgsched.release_floor set first_id = until_id + 1, until_id = null")  # (as the next slow pass does)
+    connection.execute("select setval('pgsched.release_check_id_seq', 120)")
+    release_all(connection)
+    assert places(connection)[c] == "ready"
+
+
 def test_a_second_end_is_a_second_event(connection: Any, steps: Steps) -> None:
     """(R31)"""
     p, q = enqueue(connection, 2)

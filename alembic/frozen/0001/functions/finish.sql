@@ -272,11 +272,10 @@ begin
         perform check_want(want);
         room := coalesce(nullif(want -> 'max_jobs', 'null')::integer, 1);
         perform set_config('pgsched.woken', '{}', true);
-        if (clock_timestamp() < me.not_before) is not true then
-            -- (See tell_dependents: what it lets run may be claimed there and then.)
-            perform set_config('pgsched.taker', jsonb_build_object('worker_id', $1, 'session_no', me.session_no, 'epoch', me.epoch,
-                'lanes', want -> 'lanes', 'room', least(room, coalesce(nullif(want -> 'free_slots', 'null')::integer, room)))::text, true);
-        end if;
+        -- (See tell_dependents: what it lets run may be claimed there and then.)
+        perform set_config('pgsched.taker', case when (clock_timestamp() < me.not_before) is not true then jsonb_build_object(
+            'worker_id', $1, 'session_no', me.session_no, 'epoch', me.epoch, 'lanes', want -> 'lanes',
+            'room', least(room, coalesce(nullif(want -> 'free_slots', 'null')::integer, room)))::text else '' end, true);
     end if;
     select array_agg(s.job_id), array_agg(s.claim_id), array_agg(s.verdict) into jobs, claims, verdicts
     from settle($1, results) s;

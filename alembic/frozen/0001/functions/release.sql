@@ -34,6 +34,7 @@ declare
     first bigint;
     until bigint;
     is_new boolean := false;
+    is_void boolean;
     is_last boolean;
     events bigint[];
     ended bigint[];
@@ -74,7 +75,13 @@ begin
     if first > until or first = 0 then
         is_new := true;
         until := (select case when s.is_called then s.last_value else 0 end from release_check_id_seq s);
-        first := coalesce((select f.first_id from release_floor f where f.only_row and f.first_id <= until + 1), 1);
+        select f.first_id, greatest(f.first_id, f.until_id + 1) > until + 1 into first, is_void from release_floor f where f.only_row;
+        if is_void then
+            -- (The numbers begin anew, as where a logical replica takes over, which has no sequences: it is a floor of others.)
+            delete from release_floor;
+            first := 1;
+        end if;
+        first := coalesce(first, 1);
     end if;
 
     t := clock_timestamp();
