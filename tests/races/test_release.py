@@ -269,6 +269,22 @@ def test_an_event_whose_transaction_is_prepared_meanwhile_is_not_below_the_floor
     assert places(connection)[c] == "ready"
 
 
+@pytest.mark.parametrize("by", ["a writer", "an event"])
+def test_a_floor_that_cannot_rise_is_not_written_again(connection: Any, other: Any, by: str) -> None:
+    """(As an old snapshot keeps each of its versions: who reads it would walk over them, as over the events.)"""
+    [p] = enqueue(connection)
+    other.execute("begin")
+    child(other, p)
+    if by == "an event":
+        other.execute("commit")
+        connection.execute("insert into pgsched.release_check (look_at_id) values (%s)", (p,))
+    connection.execute("select pgsched.raise_floor()")
+    first = connection.execute("select ctid::text, * from pgsched.release_floor").fetchone()
+    connection.execute("select pgsched.raise_floor()")
+    assert connection.execute("select ctid::text, * from pgsched.release_floor").fetchone() == first
+    other.execute("rollback")
+
+
 @pytest.mark.parametrize("until", [None, 100], ids=["it stands", "it is on its way up"])
 def test_where_numbers_begin_anew_no_event_is_lost_below_an_old_floor(connection: Any, steps: Steps, until: int | None) -> None:
     """

@@ -4,7 +4,8 @@
 --   1. the number that was drawn last; in a new statement, who holds such a lock: the number and they are noted (and whoever is prepared
 --      for a commit in two phases: one of them may do that meanwhile, and has another name then)
 --   2. once all who were noted have ended, in a new statement, which sees what they have committed: the first event that is left
--- The next call looks again where somebody has not ended. What this transaction deletes is still there at this point, and the floor is
+-- The next call looks again where somebody has not ended; where it finds nothing new it writes nothing (the floor would have dead versions
+-- of its own, just where the events have them). What this transaction deletes is still there at this point, and the floor is
 -- rolled back with it.
 create or replace function raise_floor() returns void
 language plpgsql
@@ -12,8 +13,10 @@ set search_path from current
 as $$
 declare
     known release_floor;
+    former release_floor;
 begin
-    select * into known from release_floor f where f.only_row;
+    select * into former from release_floor f where f.only_row;
+    known := former;
     if known.until_id is null then
         known.until_id := (select case when s.is_called then s.last_value else 0 end from release_check_id_seq s);
         known.writers := array(select event_writers()) || 'prepared'::text;
@@ -27,7 +30,8 @@ begin
         known.until_id := null;
         known.writers := null;
     end if;
-    insert into release_floor values (true, coalesce(known.first_id, 1), known.until_id, known.writers)
+    insert into release_floor
+    select true, coalesce(known.first_id, 1), known.until_id, known.writers where known is distinct from former
     on conflict (only_row) do update set first_id = excluded.first_id, until_id = excluded.until_id, writers = excluded.writers;
 end
 $$;
