@@ -269,6 +269,30 @@ def test_an_event_whose_transaction_is_prepared_meanwhile_is_not_below_the_floor
     assert places(connection)[c] == "ready"
 
 
+@pytest.mark.parametrize("n", [1, 1000])
+@pytest.mark.parametrize("held_by", ["a finish", "a cancel", "a retry"])
+def test_events_do_not_multiply_while_somebody_holds_both_ends_of_an_edge(connection: Any, other: Any, steps: Steps, held_by: str, n: int) -> None:
+    [p] = enqueue(connection)
+    (claim,) = steps.claim()
+    if held_by == "a retry":
+        steps.finish(claim, outcome="failed")
+    c, d = child(connection, p), child(connection, p)
+    if held_by == "a finish":
+        steps.work.execute("begin")
+        steps.finish(claim)
+    else:
+        other.execute("begin")
+        other.execute("select pgsched.cancel_many(%s)" if held_by == "a cancel" else "select pgsched.retry(%s[1])", ([p, c, d],))
+    for _ in range(20):
+        release(connection, n)
+    assert connection.execute("select count(*) <= 4 from pgsched.release_check").fetchone() == (True,)
+    (steps.work if held_by == "a finish" else other).execute("commit")
+    if held_by == "a cancel":
+        assert steps.finish(claim) == ["cancelled"]
+    release_all(connection)
+    assert [places(connection)[x] for x in (c, d)] == [{"a finish": "ready", "a cancel": "cancelled", "a retry": "waiting"}[held_by]] * 2
+
+
 @pytest.mark.parametrize("by", ["a writer", "an event"])
 def test_a_floor_that_cannot_rise_is_not_written_again(connection: Any, other: Any, by: str) -> None:
     """(As an old snapshot keeps each of its versions: who reads it would walk over them, as over the events.)"""

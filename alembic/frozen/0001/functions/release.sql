@@ -150,8 +150,17 @@ begin
         left_out := array(select distinct c from unnest(candidates) c where (c in (select unnest(locked))) is not true);
         again := again || array(select w.job_id from waiting w where w.job_id = any (left_out) and w.reason || '' = 'dependencies');
     end if;
+    -- (Only where an event that names it goes: else each call would add a look while somebody holds both ends of an edge.)
     if again <> '{}' then
-        insert into release_check (look_at_id) select distinct a from unnest(again) a;
+        insert into release_check (look_at_id)
+        select a from unnest(again) a
+        intersect
+        select x.job_id
+        from (
+            select e.event, e.job_id from unnest(events, looks) e (event, job_id)
+            union all select p.event, p.job_id from unnest(pair_events, pair_jobs) p (event, job_id)
+        ) x
+        where (x.event in (select unnest(settled))) is true;
     end if;
 
     if array_remove(looks, null) <> '{}' then
