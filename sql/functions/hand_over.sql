@@ -46,8 +46,11 @@ begin
                 limit 1) is null) then
         insert into running (job_id, claim_id, attempt, worker_id, session_no, queue, claimed_at, started_at)
         values (child.job_id, new_claim_id((taker -> 'epoch')::bigint), child.attempt + 1, (taker -> 'worker_id')::bigint,
-            (taker -> 'session_no')::integer, child.queue, clock_timestamp(), clock_timestamp());
-        perform set_config('pgsched.taker', (taker || jsonb_build_object('room', 0, 'job', child.job_id))::text, true);
+            (taker -> 'session_no')::integer, child.queue, clock_timestamp(), clock_timestamp())
+        on conflict (job_id) do nothing;
+        if found then  -- (one that runs already, against the rules, is only dropped, as by a claim)
+            perform set_config('pgsched.taker', (taker || jsonb_build_object('room', 0, 'job', child.job_id))::text, true);
+        end if;
     else
         insert into ready (queue, priority, job_id, expires_at, attempt, lost_attempts)
         values (child.queue, child.priority, child.job_id, child.expires_at, child.attempt, child.lost_attempts)

@@ -259,3 +259,18 @@ def test_a_note_left_in_the_session_hands_out_no_job_of_another(dsn: str, connec
     assert other.finish(foreign) == ["accepted"]
     assert places(connection) == {first: "succeeded", second: "succeeded"}
     other.close()
+
+
+def test_a_job_that_runs_already_against_the_rules_is_only_dropped(connection: Any, steps: Steps) -> None:
+    """As a claim drops it: it must not stop those that end together with its dependency."""
+    first, neighbour = enqueue(connection, 2)
+    second = after(connection, first)
+    claims = steps.claim()
+    doubled = {"job_id": second, "claim_id": claims[0]["claim_id"] - 1}
+    connection.execute(
+        "insert into pgsched.running (job_id, claim_id, attempt, worker_id, session_no, queue, claimed_at) values (%s, %s, 1, %s, 1, 'q', now())",
+        (second, doubled["claim_id"], steps.id),
+    )
+    assert finish_and_claim(steps, *claims) == []
+    assert places(connection) == {first: "succeeded", neighbour: "succeeded", second: "running"}
+    assert steps.finish(doubled) == ["accepted"]
