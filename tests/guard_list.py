@@ -106,7 +106,7 @@ GUARDS = [
         "pgsched/worker/exchange.py",
         "except psycopg.DataError:\n            await self._isolate(results)\n            return",
         "except psycopg.DataError:\n            return",
-        "tests/behaviour/test_worker.py::test_what_cannot_be_stored_fails_the_job_with_that_reason_and_harms_no_neighbour",
+        "tests/behaviour/test_worker.py::test_what_only_the_server_finds_not_storable_fails_the_job_and_harms_no_neighbour",
     ),
     Guard(
         "a resent finish says already (R15)",

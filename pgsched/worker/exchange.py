@@ -91,10 +91,10 @@ class Exchange:
         return await self._session.call(call)
 
     async def close(self) -> None:
-        """Close the session."""
+        """Close the session. Where the loop goes on, it looks now, and has a timer again."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        self._on_time()
         await self._session.close()
 
     async def _open(self, stop: asyncio.Event) -> bool:
@@ -255,6 +255,7 @@ class Exchange:
             rows = await self._call(self._calls.begin(self._identity.id, claims))
         except BaseException:
             self._ledger.beginning = batch + self._ledger.beginning
+            self._ledger.ring()
             raise
         self._spoke_at = time.monotonic()
         verdicts = {claim_id: verdict for _, claim_id, verdict in rows}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -61,6 +62,15 @@ def test_what_cannot_be_stored_fails_the_job_with_that_reason_and_harms_no_neigh
         assert re.match(r'task "returns_no_json" returned the (object|float|str) .*; annotate a return type', found[job_id][1])
     assert [found[job_id] for job_id in good] == [("succeeded", None, i) for i in range(20)]
     assert found[nul][0] == "failed"
+
+
+def test_what_only_the_server_finds_not_storable_fails_the_job_and_harms_no_neighbour(app: Any, dsn: str, connection: Any) -> None:
+    jobs = [apps.measures.enqueue(value).id for value in ("1", "inf", "2", "-inf", "3")]
+    work_until(app, dsn, ENDED)
+    found = [states(connection)[job_id] for job_id in jobs]
+    assert [result for _, _, result in found] == [{"value": 1}, None, {"value": 2}, None, {"value": 3}]
+    for state, reason, _ in (found[1], found[3]):
+        assert state == "failed" and reason == "its outcome could not be stored: invalid input syntax for type json"
 
 
 def test_an_error_text_with_nul_and_surrogates_is_stored_cleaned(app: Any, dsn: str, connection: Any) -> None:
@@ -176,6 +186,21 @@ def test_a_worker_whose_sessions_are_all_ended_by_the_server_goes_on(app: Any, d
             assert connection.execute("select distinct attempt from pgsched.finished").fetchall() == [(1,)]
     assert worker.code is ExitCode.OK
     assert connection.execute("select generation >= 1 from pgsched.worker").fetchall() == [(True,)]
+
+
+@pytest.mark.parametrize("sessions", [1, 2])
+def test_a_worker_that_has_nothing_to_do_goes_on_by_itself_when_its_lease_session_was_lost(
+    app: Any, dsn: str, connection: Any, sessions: int
+) -> None:
+    first = apps.noop.enqueue(0)
+    with working(app, dsn, sessions=sessions, poll=timedelta(milliseconds=500)) as worker:
+        worker.wait_until(ended(first.id))
+        time.sleep(0.2)  # (by then it waits for its next poll)
+        connection.execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'pgsched lease%'")
+        worker.wait_until("(select generation >= 1 from pgsched.worker)")
+        connection.execute("select pgsched.enqueue('noop', queue => 'tests', notify => false)")
+        worker.wait_until(ENDED)
+    assert worker.code is ExitCode.OK
 
 
 def test_a_worker_that_was_rescued_stops_its_handlers_and_ends(app: Any, dsn: str, connection: Any) -> None:

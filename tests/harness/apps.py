@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from pydantic import SecretStr
+from pydantic import BaseModel, ConfigDict, SecretStr
 
 import pgsched
 
@@ -140,6 +140,18 @@ async def exits(how: str) -> None:
 @app.task
 def returns_no_json(what: str) -> Any:
     return {"object": object(), "nan": float("nan"), "nul": "a\0b", "surrogate": "\ud800"}[what]
+
+
+class Measured(BaseModel):
+    """In JSON its number may be Infinity, which pydantic takes back and Postgres does not."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+    value: float
+
+
+@app.task
+async def measures(value: str) -> Measured:
+    return Measured(value=float(value))
 
 
 @app.task
