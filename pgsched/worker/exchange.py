@@ -232,6 +232,8 @@ class Exchange:
             ledger.asked -= max(asking, 0)
             if suspects:
                 ledger.suspect_asked = False
+                ledger.hint |= ledger.suspect_unseen
+                ledger.suspect_unseen = False
         self._spoke_at = time.monotonic()
         ledger.attended = True  # (this one looks next, at whatever ends at once)
         try:
@@ -240,8 +242,9 @@ class Exchange:
             if only_new:
                 if came == asking > 0:
                     ledger.wake()
-            elif came < asking and wakes == ledger.wakes:
+            elif came < asking and wakes == ledger.wakes and (suspects or not ledger.takes_suspect):
                 ledger.hint = False
+                ledger.suspect_unseen = ledger.suspect_asked
         finally:
             ledger.attended = False
         return True

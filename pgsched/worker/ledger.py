@@ -52,6 +52,8 @@ class Ledger:
         self.suspect: Claimed | None = None
         """The one that runs, or whose outcome is not acknowledged."""
         self.suspect_asked = False
+        self.suspect_unseen = False
+        """Nothing was found by a claim that could bring no suspect, while one is on its way that may and looks for less."""
         self.beginning: list[tuple[Claimed, asyncio.Future[str]]] = []
         """Transactional jobs whose handlers wait for the server's word that they may begin."""
         self._turn = itertools.count()
