@@ -21,7 +21,7 @@ import pgsched
 from pgsched.worker import Settings, Worker
 
 QUEUE = "bench"
-SHORT_S = 0.002
+SHORT_S = 0.001
 """How long one waits who has found nothing."""
 
 Session = psycopg.AsyncConnection[Any]

@@ -16,7 +16,7 @@ const load = createRequire(pathToFileURL(process.argv[2] + '/'))
 const { PgBoss } = await import(pathToFileURL(load.resolve('pg-boss')))
 const order = JSON.parse(readFileSync(0, 'utf8'))
 const queue = 'bench'
-const shortWait = () => new Promise(resolve => setTimeout(resolve, 2))
+const shortWait = () => new Promise(resolve => setTimeout(resolve, 1))
 
 // (Without its maintenance, which would take a part of the machine.)
 const boss = new PgBoss({ ...order.connection, max: Math.min(order.loops + 2, 60), supervise: false, schedule: false })
