@@ -1,8 +1,8 @@
 """What dependents cost those who finish, and how soon they are ready, by bare SQL sessions on a Postgres of its own.
 
-    python benchmarks/releasing.py [--parents 8000] [--sessions 8] [--rounds 3]
+    python benchmarks/releasing.py [--parents 8000] [--sessions 8] [--batch 1] [--rounds 3]
 
-- fan-in under load: so many sessions finish jobs one by one, all of which one child waits for, beside the same without a child
+- fan-in under load: so many sessions finish jobs, one a call or --batch, all of which one child waits for, beside the same without a child
   (and a session that releases as a worker would); finishes a second, and their ratio.
 - from a parent's finish to its child in ready: the time between the commit of the one and the first moment at which the other is seen,
   for a child that the finish decides itself and for one that the releaser does (it has two parents that end at once).
@@ -70,8 +70,8 @@ def enqueue(session: psycopg.Connection[Any], jobs: list[dict[str, Any]]) -> Non
     session.execute("select pgsched.enqueue_workflow(%s)", (text,))
 
 
-def fan_in(dsn: str, parents: int, sessions: int, child: bool) -> float:
-    """Finishes a second, one job a call, by several sessions."""
+def fan_in(dsn: str, parents: int, sessions: int, batch: int, child: bool) -> float:
+    """Finishes a second, so many jobs a call, by several sessions."""
     worker = Worker(dsn)
     with psycopg.connect(dsn, autocommit=True) as c:
         jobs: list[dict[str, Any]] = [{"name": str(i)} for i in range(parents)]
@@ -84,8 +84,8 @@ def fan_in(dsn: str, parents: int, sessions: int, child: bool) -> float:
 
     def run(part: list[tuple[int, int]]) -> None:
         session = worker.session()
-        for one in part:
-            worker.finish(session, [one])
+        for i in range(0, len(part), batch):
+            worker.finish(session, part[i : i + batch])
 
     def release() -> None:
         with psycopg.connect(dsn, autocommit=True) as session:
@@ -210,16 +210,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parents", type=int, default=8000)
     parser.add_argument("--sessions", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pgsched-bench-") as folder:
         Path(folder).chmod(0o755)
         with embedded.start(Path(folder) / "data") as server:
             migrate.upgrade(server.dsn)
-            fan_in(server.dsn, 1000, given.sessions, True)  # (what is done once)
-            pairs = [[fan_in(server.dsn, given.parents, given.sessions, child) for child in (False, True)] for _ in range(given.rounds)]
+            fan_in(server.dsn, 1000, given.sessions, given.batch, True)  # (what is done once)
+            pairs = [[fan_in(server.dsn, given.parents, given.sessions, given.batch, child) for child in (False, True)] for _ in range(given.rounds)]
             for alone, with_child in pairs:
-                print(f"fan-in of {given.parents} by {given.sessions} sessions: {with_child:,.0f} finishes/s, {alone:,.0f} without a child, ratio {with_child / alone:.2f}")
+                print(f"fan-in of {given.parents} by {given.sessions} sessions, {given.batch} a call: {with_child:,.0f} finishes/s, {alone:,.0f} without a child, ratio {with_child / alone:.2f}")
             for name, at_once in (("decided by the finish", False), ("two parents at once, decided by the releaser", True)):
                 took = sorted(latencies(server.dsn, 500, at_once))
                 print(f"parent's finish to child ready, {name}: p50 {statistics.median(took):.2f} ms, p99 {took[int(len(took) * 0.99)]:.2f} ms")
