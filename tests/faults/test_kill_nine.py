@@ -18,7 +18,7 @@ from harness import apps
 from harness.running import child, make_trace
 
 FULL = bool(os.environ.get("PGSCHED_CAMPAIGN"))
-JOBS, EVERY_S = (200_000, 2.0) if FULL else (6_000, 0.7)
+JOBS, EVERY_S = (200_000, 2.0) if FULL else (30_000, 0.5)
 
 
 @pytest.mark.campaign

@@ -45,8 +45,9 @@ create table dependency (
 -- (Without depends_on_id: who asks by that must find no way through this one.)
 create index dependency_job on dependency (job_id);
 -- (Plans are made once. Where they were made beside one job for which all others wait, or that waits for all others, they would look for
--- edges by the wrong end: so each job is taken to have about ten, whatever is counted.)
-alter table dependency alter column job_id set (n_distinct = -0.1), alter column depends_on_id set (n_distinct = -0.1);
+-- edges by the wrong end: so each job is taken to have one dependent and two dependencies, whatever is counted. Who knows both ends
+-- then asks by the primary key.)
+alter table dependency alter column job_id set (n_distinct = -0.5), alter column depends_on_id set (n_distinct = -1);
 comment on table dependency is 'An edge: job_id waits for depends_on_id. Readiness is decided from these rows alone, so that ended jobs can be pruned.';
 comment on column dependency.job_id is 'The job that waits.';
 comment on column dependency.depends_on_id is 'The older job that it waits for.';
