@@ -213,6 +213,12 @@ def release(session: Any, n: int = 1000) -> dict[str, Any]:
     return answer
 
 
+def release_some(connection: Any) -> None:
+    """Some rounds, where something is to be kept."""
+    for _ in range(10):
+        release(connection)
+
+
 def release_all(session: Any, n: int = 1000) -> None:
     """Rounds until nothing is left to be decided."""
     for _ in range(100_000):

@@ -105,6 +105,12 @@ def enqueue(connection: Any, n: int = 1, **options: Any) -> list[int]:
     return [next(iter(row.values())) if isinstance(row, dict) else row[0] for row in rows]
 
 
+def child(connection: Any, *on: int | tuple[int, str], **options: Any) -> int:
+    """A job that waits for others: by id, or (id, condition)."""
+    edges = [{"job": one} if isinstance(one, int) else {"job": one[0], "on": one[1]} for one in on]
+    return enqueue(connection, depends_on=edges, **options)[0]
+
+
 def rescue(connection: Any, worker: Steps | int, begun: list[int] | None = None, n: int = 1000) -> dict[str, int]:
     """The certified rescue, as soon as the server has ended the worker's sessions."""
     for _ in range(1000):

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 from harness.graphs import release_all
-from harness.protocol import Blocked, Steps, enqueue, places
+from harness.protocol import Blocked, Steps, child, enqueue, places
 
 pytestmark = pytest.mark.one_server
 
@@ -32,11 +32,6 @@ def finish_and_claim(steps: Steps, *claims: dict[str, Any], session: Any = None,
     return [row for row in rows if row["verdict"] is None and row["job_id"] is not None]
 
 
-def after(connection: Any, *on: int, condition: str = "success", **options: Any) -> int:
-    """A job that waits for others."""
-    return enqueue(connection, depends_on=[{"job": one, "on": condition} for one in on], **options)[0]
-
-
 def taken_from_ready(connection: Any) -> int:
     """How many places in ready have been given away."""
     return connection.execute("select case when is_called then last_value else 0 end from pgsched.ready_position_seq").fetchone()[0]
@@ -44,7 +39,7 @@ def taken_from_ready(connection: Any) -> int:
 
 def test_a_chains_next_job_comes_with_the_answer_and_never_is_in_ready(connection: Any, steps: Steps) -> None:
     first = enqueue(connection, args={"n": 1})[0]
-    second = after(connection, first, args={"n": 2}, priority=3)
+    second = child(connection, first, args={"n": 2}, priority=3)
     claim = steps.claim()[0]
     before = taken_from_ready(connection)
     (came,) = finish_and_claim(steps, claim)
@@ -60,7 +55,7 @@ def test_a_chains_next_job_comes_with_the_answer_and_never_is_in_ready(connectio
 
 def test_results_come_along_with_the_job(connection: Any, steps: Steps) -> None:
     first = enqueue(connection)[0]
-    after(connection, first)
+    child(connection, first)
     connection.execute("update pgsched.dependency set inputs = '[[\"x\"]]'")
     connection.execute("update pgsched.job set takes_results = true where id <> %s", (first,))
     claim = steps.claim()[0]
@@ -83,7 +78,7 @@ def test_results_come_along_with_the_job(connection: Any, steps: Steps) -> None:
 )
 def test_what_this_call_may_not_claim_becomes_ready_as_ever(connection: Any, steps: Steps, options: dict[str, Any], want: dict[str, Any]) -> None:
     first = enqueue(connection)[0]
-    second = after(connection, first, **options)
+    second = child(connection, first, **options)
     claim = steps.claim()[0]
     came = finish_and_claim(steps, claim, **want)
     assert [row["job_id"] for row in came] == []
@@ -92,7 +87,7 @@ def test_what_this_call_may_not_claim_becomes_ready_as_ever(connection: Any, ste
 
 def test_what_may_expire_goes_through_ready_where_that_is_looked_at(connection: Any, steps: Steps) -> None:
     first = enqueue(connection)[0]
-    second = after(connection, first, expires_at="2999-01-01T00:00:00Z")
+    second = child(connection, first, expires_at="2999-01-01T00:00:00Z")
     before = taken_from_ready(connection)
     (came,) = finish_and_claim(steps, *steps.claim())
     assert came["job_id"] == second and taken_from_ready(connection) == before + 1
@@ -100,20 +95,20 @@ def test_what_may_expire_goes_through_ready_where_that_is_looked_at(connection: 
 
 def test_what_is_ready_already_is_not_overtaken(connection: Any, steps: Steps) -> None:
     first = enqueue(connection)[0]
-    second = after(connection, first)
+    second = child(connection, first)
     claim = steps.claim()[0]
     earlier = enqueue(connection, priority=9)[0]
     came = finish_and_claim(steps, claim, max_jobs=1)
     assert [row["job_id"] for row in came] == [second]  # (its lane comes first)
     assert places(connection)[earlier] == "ready"
-    third = after(connection, second, priority=9)
+    third = child(connection, second, priority=9)
     (came_now,) = finish_and_claim(steps, *came, max_jobs=1)
     assert came_now["job_id"] == earlier and places(connection)[third] == "ready"
 
 
 def test_one_call_hands_over_one_and_claims_the_rest_that_it_may(connection: Any, steps: Steps) -> None:
     first = enqueue(connection)[0]
-    second = after(connection, first)
+    second = child(connection, first)
     claim = steps.claim()[0]
     other = enqueue(connection, queue="p")[0]
     came = finish_and_claim(steps, claim, only_new=False, max_jobs=2, lanes=[*LANES, {"queue": "p", "priority": 5}])
@@ -122,7 +117,7 @@ def test_one_call_hands_over_one_and_claims_the_rest_that_it_may(connection: Any
 
 def test_what_waits_for_another_too_is_not_handed_over(connection: Any, steps: Steps) -> None:
     first, held = enqueue(connection, 2)
-    both = after(connection, first, held)
+    both = child(connection, first, held)
     claims = {claim["job_id"]: claim for claim in steps.claim()}
     assert finish_and_claim(steps, claims[first]) == []
     assert places(connection)[both] == "waiting"
@@ -133,9 +128,9 @@ def test_what_waits_for_another_too_is_not_handed_over(connection: Any, steps: S
 
 def test_where_several_wait_or_a_success_does_not_meet_the_edge_the_edges_decide(connection: Any, steps: Steps) -> None:
     first, held = enqueue(connection, 2)
-    both = after(connection, first, held)
-    one, two = after(connection, first), after(connection, first)
-    on_failure = after(connection, held, condition="failure")
+    both = child(connection, first, held)
+    one, two = child(connection, first), child(connection, first)
+    on_failure = child(connection, (held, "failure"))
     claims = {claim["job_id"]: claim for claim in steps.claim()}
     came = finish_and_claim(steps, claims[first])
     assert sorted(row["job_id"] for row in came) == [one, two]
@@ -148,7 +143,7 @@ def test_where_several_wait_or_a_success_does_not_meet_the_edge_the_edges_decide
 @pytest.mark.parametrize("outcome", ["failed", "cancelled"])
 def test_only_a_success_hands_over(connection: Any, steps: Steps, outcome: str) -> None:
     first = enqueue(connection)[0]
-    second = after(connection, first)
+    second = child(connection, first)
     assert finish_and_claim(steps, *steps.claim(), outcome=outcome) == []
     release_all(connection)
     assert places(connection)[second] == {"failed": "skipped", "cancelled": "cancelled"}[outcome]
@@ -161,7 +156,7 @@ def test_a_cancel_that_holds_the_next_job_keeps_it(dsn: str, connection: Any, st
     3  the cancel commits: the second job has ended, and nothing remains to be looked at
     """
     first = enqueue(connection)[0]
-    second = after(connection, first)
+    second = child(connection, first)
     claim = steps.claim()[0]
     with psycopg.connect(dsn) as canceller:
         canceller.execute("select pgsched.cancel(%s)", (second,))
@@ -177,7 +172,7 @@ def test_a_cancel_that_comes_while_the_job_is_handed_over_finds_it_running(dsn: 
     3  the finish commits: the cancel finds it running, and tells it to stop
     """
     first = enqueue(connection)[0]
-    second = after(connection, first)
+    second = child(connection, first)
     claim = steps.claim()[0]
     steps.work.execute("begin")
     (came,) = finish_and_claim(steps, claim)
@@ -197,11 +192,11 @@ def test_a_dependent_that_is_enqueued_meanwhile_is_not_forgotten(dsn: str, conne
     3  the finish commits: the one more runs, too
     """
     first = enqueue(connection)[0]
-    second = after(connection, first)
+    second = child(connection, first)
     claim = steps.claim()[0]
     steps.work.execute("begin")
     (came,) = finish_and_claim(steps, claim)
-    third = after(connection, first)
+    third = child(connection, first)
     steps.work.execute("commit")
     release_all(connection)
     assert places(connection) == {first: "succeeded", second: "running", third: "ready"}
@@ -210,7 +205,7 @@ def test_a_dependent_that_is_enqueued_meanwhile_is_not_forgotten(dsn: str, conne
 
 def test_a_job_that_was_handed_over_in_a_lost_answer_goes_back(connection: Any, steps: Steps) -> None:
     first = enqueue(connection)[0]
-    second = after(connection, first)
+    second = child(connection, first)
     claim = steps.claim()[0]
     session = steps.open_session()
     assert len(finish_and_claim(steps, claim, session=session)) == 1
@@ -223,7 +218,7 @@ def test_a_job_that_was_handed_over_in_a_lost_answer_goes_back(connection: Any, 
 
 def test_nothing_is_claimed_on_a_new_timeline_before_its_time(connection: Any, steps: Steps) -> None:
     first = enqueue(connection)[0]
-    second = after(connection, first)
+    second = child(connection, first)
     claim = steps.claim()[0]
     connection.execute("update pgsched.installation set not_before = clock_timestamp() + interval '1 min'")
     assert finish_and_claim(steps, claim) == []
@@ -236,7 +231,7 @@ def test_nothing_is_claimed_on_a_new_timeline_before_its_time(connection: Any, s
 def test_nothing_is_handed_to_who_has_not_asked_whatever_a_session_says(dsn: str, connection: Any, steps: Steps, forged: str) -> None:
     """pgsched.taker is a setting that anybody may set."""
     first = enqueue(connection)[0]
-    second = after(connection, first)
+    second = child(connection, first)
     (claim,) = steps.claim()
     other = Steps(dsn)
     taker = {"worker_id": steps.id, "session_no": 1, "epoch": steps.epoch, "room": 1, "lanes": LANES}
@@ -264,7 +259,7 @@ def test_a_note_left_in_the_session_hands_out_no_job_of_another(dsn: str, connec
 def test_a_job_that_runs_already_against_the_rules_is_only_dropped(connection: Any, steps: Steps) -> None:
     """As a claim drops it: it must not stop those that end together with its dependency."""
     first, neighbour = enqueue(connection, 2)
-    second = after(connection, first)
+    second = child(connection, first)
     claims = steps.claim()
     doubled = {"job_id": second, "claim_id": claims[0]["claim_id"] - 1}
     connection.execute(

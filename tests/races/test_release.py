@@ -11,8 +11,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from harness.graphs import release, release_all
-from harness.protocol import Blocked, Steps, enqueue, places
+from harness.graphs import release, release_all, release_some
+from harness.protocol import Blocked, Steps, child, enqueue, places
 
 pytestmark = pytest.mark.one_server
 
@@ -30,12 +30,6 @@ def other(dsn: str) -> Iterator[psycopg.Connection[Any]]:
         yield session
 
 
-def child(connection: Any, *on: int | tuple[int, str], **options: Any) -> int:
-    """A job that waits for others: by id, or (id, condition)."""
-    edges = [{"job": one} if isinstance(one, int) else {"job": one[0], "on": one[1]} for one in on]
-    return enqueue(connection, depends_on=edges, **options)[0]
-
-
 def finish_running(steps: Steps, job_id: int, **outcome: Any) -> str:
     row = steps.work.execute("select job_id, claim_id from pgsched.running where job_id = %s", (job_id,)).fetchone()
     return steps.finish(row, **outcome)[0]
@@ -44,12 +38,6 @@ def finish_running(steps: Steps, job_id: int, **outcome: Any) -> str:
 def finish_claimed(steps: Steps, **outcome: Any) -> None:
     """Claim what is ready, and end it."""
     steps.finish(*steps.claim(100), **outcome)
-
-
-def release_some(connection: Any) -> None:
-    """Some rounds, where something is to be kept."""
-    for _ in range(10):
-        release(connection)
 
 
 def edge(connection: Any, child_id: int, on: int) -> str | None:
@@ -199,76 +187,6 @@ def test_a_look_at_a_job_with_many_dependencies_is_not_lost_among_their_ends(con
     steps.finish(claims[0], *claims[30:])
 
 
-def make_gone_events(connection: Any) -> int:
-    """So many events that are gone that it takes time to walk over them; the last one's id."""
-    connection.execute("insert into pgsched.release_check (look_at_id) select 1 from generate_series(1, 200000)")
-    [last] = connection.execute("select max(id) from pgsched.release_check").fetchone()
-    connection.execute("delete from pgsched.release_check where look_at_id = 1")
-    return int(last)
-
-
-def floor(connection: Any) -> int:
-    row = connection.execute("select first_id from pgsched.release_floor").fetchone()
-    return 0 if row is None else int(row[0])
-
-
-def test_a_pass_begins_behind_events_that_are_gone_however_old_a_snapshot_is(connection: Any, other: Any, steps: Steps) -> None:
-    """(R35)"""
-    other.execute("begin isolation level repeatable read")
-    other.execute("select from pgsched.job limit 1")  # (now none of them can be removed)
-    [p] = enqueue(connection)
-    last = make_gone_events(connection)
-    release(connection)
-    assert floor(connection) == last + 1
-    c = child(connection, p)
-    steps.claim()
-    finish_running(steps, p)
-    release_all(connection)
-    assert places(connection)[c] == "ready"
-    other.execute("commit")
-
-
-def test_an_event_that_commits_late_with_a_low_number_is_not_below_the_floor(connection: Any, other: Any, steps: Steps) -> None:
-    """(R35)"""
-    [p] = enqueue(connection)
-    steps.claim()
-    finish_running(steps, p)
-    other.execute("begin")
-    c = child(other, p)
-    last = make_gone_events(connection)
-    release_some(connection)
-    assert floor(connection) <= 1
-    other.execute("commit")
-    release_all(connection)
-    assert places(connection)[c] == "ready"
-    release(connection)
-    make_gone_events(connection)
-    release_some(connection)
-    assert floor(connection) > last
-
-
-def test_an_event_whose_transaction_is_prepared_meanwhile_is_not_below_the_floor(connection: Any, other: Any, steps: Steps) -> None:
-    """
-    1  a child of a job that has ended is enqueued and not committed: its event has a low number
-    2  the releaser notes who may have drawn one
-    3  that transaction is prepared for a commit in two phases: its locks are there under another name
-    4  the releaser must not take it for ended
-    """
-    [p] = enqueue(connection)
-    steps.claim()
-    finish_running(steps, p)
-    other.execute("begin")
-    c = child(other, p)
-    make_gone_events(connection)
-    release(connection)
-    other.execute("prepare transaction 'late'")
-    release_some(connection)
-    assert floor(connection) <= 1
-    other.execute("commit prepared 'late'")
-    release_all(connection)
-    assert places(connection)[c] == "ready"
-
-
 @pytest.mark.parametrize("n", [1, 1000])
 @pytest.mark.parametrize("held_by", ["a finish", "a cancel", "a retry"])
 def test_events_do_not_multiply_while_somebody_holds_both_ends_of_an_edge(connection: Any, other: Any, steps: Steps, held_by: str, n: int) -> None:
@@ -291,44 +209,6 @@ def test_events_do_not_multiply_while_somebody_holds_both_ends_of_an_edge(connec
         assert steps.finish(claim) == ["cancelled"]
     release_all(connection)
     assert [places(connection)[x] for x in (c, d)] == [{"a finish": "ready", "a cancel": "cancelled", "a retry": "waiting"}[held_by]] * 2
-
-
-@pytest.mark.parametrize("by", ["a writer", "an event"])
-def test_a_floor_that_cannot_rise_is_not_written_again(connection: Any, other: Any, by: str) -> None:
-    """(As an old snapshot keeps each of its versions: who reads it would walk over them, as over the events.)"""
-    [p] = enqueue(connection)
-    other.execute("begin")
-    child(other, p)
-    if by == "an event":
-        other.execute("commit")
-        connection.execute("insert into pgsched.release_check (look_at_id) values (%s)", (p,))
-    connection.execute("select pgsched.raise_floor()")
-    first = connection.execute("select ctid::text, * from pgsched.release_floor").fetchone()
-    connection.execute("select pgsched.raise_floor()")
-    assert connection.execute("select ctid::text, * from pgsched.release_floor").fetchone() == first
-    other.execute("rollback")
-
-
-@pytest.mark.parametrize("until", [None, 100], ids=["it stands", "it is on its way up"])
-def test_where_numbers_begin_anew_no_event_is_lost_below_an_old_floor(connection: Any, steps: Steps, until: int | None) -> None:
-    """
-    1  the floor was raised by what this server has taken over, and the sequence was not taken over
-    2  releases look at events that have low numbers
-    3  an event is left just below the old floor, when the numbers come to that
-    """
-    [p] = enqueue(connection)
-    steps.claim()
-    finish_running(steps, p)
-    connection.execute("select setval('pgsched.release_check_id_seq', 20)")
-    connection.execute("insert into pgsched.release_floor values (true, %s, %s, '{}')", (1 if until else 101, until))
-    release(connection)
-    connection.execute("select setval('pgsched.release_check_id_seq', 98)")
-    c = child(connection, p)
-    if until:
-        connection.execute("update pgsched.release_floor set first_id = until_id + 1, until_id = null")  # (as the next slow pass does)
-    connection.execute("select setval('pgsched.release_check_id_seq', 120)")
-    release_all(connection)
-    assert places(connection)[c] == "ready"
 
 
 def test_a_second_end_is_a_second_event(connection: Any, steps: Steps) -> None:
